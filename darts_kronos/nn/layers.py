@@ -1,0 +1,305 @@
+"""The layers that tokenizer and predictor share.
+
+Shapes by letter: B windows, S sample paths of a window, T bars of a window, M new bars,
+H heads, K width of a head, D width of the model (D = H * K).
+
+Every causal layer works in three ways that give the same numbers:
+
+- ``forward``: a whole window at once, for training;
+- ``prefill``: the same, and the keys and values of the window are kept;
+- ``extend``: M new bars of each of S paths, on top of a window's kept keys and values, which all
+  its paths share, and of each path's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10000.0
+NORM_EPS = 1e-5
+
+Rotary = tuple[Tensor, Tensor]
+KeysValues = tuple[Tensor, Tensor]
+
+
+def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
+    """Cosines and sines that rotate a head's halves (arXiv 2104.09864).
+
+    Always computed in float32: half precision cannot tell distant positions apart.
+
+    Parameters
+    ----------
+    length
+        T, the number of positions, from 0.
+    head_width
+        K, an even number.
+    device
+        Where the tables are made.
+
+    Returns
+    -------
+    tuple of Tensor
+        Cosines and sines, each of shape (T, K), float32.
+    """
+    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
+    frequencies = 1.0 / (ROTARY_BASE ** (exponents / head_width))
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate queries or keys of shape (..., T, K) by their positions."""
+    cosines, sines = rotary
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cosines + turned * sines).to(x.dtype)
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """Keys and values of one attention layer.
+
+    Attributes
+    ----------
+    prefix
+        Of the window, shape (B, H, T, K): kept once, whatever the number of paths.
+    path_keys, path_values
+        Of the paths' own bars, shape (B, S, H, capacity, K); None until the first ``extend``.
+    length
+        Own bars of a path that are filled in.
+    """
+
+    prefix: KeysValues
+    path_keys: Tensor | None = None
+    path_values: Tensor | None = None
+    length: int = 0
+
+    @property
+    def own(self) -> KeysValues | None:
+        """Keys and values of the paths' own bars, each (B, S, H, length, K), if any."""
+        if self.path_keys is None or self.path_values is None:
+            return None
+        filled = slice(self.length)
+        return self.path_keys[:, :, :, filled], self.path_values[:, :, :, filled]
+
+    def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Add the keys and values, (B, S, H, M, K), of M new bars of each path."""
+        if self.path_keys is None or self.path_values is None:
+            B, S, H, _, K = keys.shape
+            self.path_keys = keys.new_empty(B, S, H, capacity, K)
+            self.path_values = keys.new_empty(B, S, H, capacity, K)
+        new = slice(self.length, self.length + keys.shape[3])
+        self.path_keys[:, :, :, new] = keys
+        self.path_values[:, :, :, new] = values
+        self.length = new.stop
+
+    def restart(self) -> LayerCache:
+        """A cache with the same prefix and no bars of the paths."""
+        return LayerCache(prefix=self.prefix)
+
+
+@dataclass(slots=True)
+class Cache:
+    """The caches of a stack of layers, in order.
+
+    Attributes
+    ----------
+    layers
+        One cache per attention layer.
+    prefix_length
+        T, the bars of the window.
+    capacity
+        Own bars that a path can hold.
+    rotary
+        Table for every position, window and paths, each of shape (T + capacity, K).
+    """
+
+    prefix_length: int
+    capacity: int
+    rotary: Rotary
+    layers: list[LayerCache] = field(default_factory=list)
+
+    @property
+    def path_length(self) -> int:
+        """Own bars of a path that are filled in."""
+        return self.layers[0].length
+
+    def restart(self) -> Cache:
+        """The same window with no bars of the paths: for its next chunk of paths."""
+        return replace(self, layers=[layer.restart() for layer in self.layers])
+
+
+def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
+    """Attention of M new bars of each path over the shared window and the path's own bars.
+
+    The S paths of a window are rows of one product with the window's keys, so that these are
+    read once and never copied.
+
+    Parameters
+    ----------
+    queries
+        Shape (B, S, H, M, K), for the M newest of the path's own bars; with M = 1 the path may
+        have none yet.
+    cache
+        Keys and values of the window and of the path's own bars, the new ones included.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, S, H, M, K).
+    """
+    B, S, H, M, K = queries.shape
+    keys, values = cache.prefix
+    T = keys.shape[2]
+    queries = queries * K**-0.5
+
+    rows = queries.transpose(1, 2).reshape(B, H, S * M, K)
+    scores = (rows @ keys.transpose(-1, -2)).view(B, H, S, M, T).transpose(1, 2)
+    own = cache.own
+    if own is not None:
+        own_scores = queries @ own[0].transpose(-1, -2)
+        if M > 1:
+            ahead = own_scores.new_ones(own_scores.shape[-2:], dtype=torch.bool)
+            own_scores.masked_fill_(ahead.triu(cache.length - M + 1), float("-inf"))
+        scores = torch.cat((scores, own_scores), dim=-1)
+
+    weights = scores.softmax(dim=-1)
+    window_weights = weights[..., :T].transpose(1, 2).reshape(B, H, S * M, T)
+    y = (window_weights @ values).view(B, H, S, M, K).transpose(1, 2)
+    return y if own is None else y + weights[..., T:] @ own[1]
+
+
+class CausalSelfAttention(nn.Module):
+    """Rotary multi-head attention of each bar over itself and the bars before it.
+
+    Query, key and value projections are one matrix, in that order.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float):
+        super().__init__()
+        self.n_heads = n_heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.resid_dropout = nn.Dropout(resid_dropout)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of (..., T, D), each (..., H, T, K)."""
+        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = heads.movedim(-3, 0).transpose(-3, -2).unbind(0)
+        return q, k, v
+
+    def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
+        """Outputs (B, T, D) of whole windows, with their keys and values."""
+        q, k, v = self._project(x)
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        dropout = self.attn_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Outputs (B, T, D) of whole windows."""
+        return self.prefill(x, rotary)[0]
+
+    def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
+        """Outputs (B, S, M, D) of M new bars of each path."""
+        q, k, v = self._project(x)
+        cache.append(rotate(k, rotary), v, capacity)
+        y = attend_shared(rotate(q, rotary), cache)
+        return self.out(y.transpose(-3, -2).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate x) * value x)``; gate and value are one matrix, in that order."""
+
+    def __init__(self, d_model: int, ff_dim: int, dropout: float):
+        super().__init__()
+        self.gate_value = nn.Linear(d_model, 2 * ff_dim, bias=False)
+        self.down = nn.Linear(ff_dim, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the shape of `x`, (..., D)."""
+        gate, value = self.gate_value(x).chunk(2, dim=-1)
+        return self.dropout(self.down(F.silu(gate) * value))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then feed-forward, each with a residual."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        ff_dim: int,
+        ffn_dropout: float,
+        attn_dropout: float,
+        resid_dropout: float,
+    ):
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.attn = CausalSelfAttention(d_model, n_heads, attn_dropout, resid_dropout)
+        self.ffn_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.ffn = SwiGLU(d_model, ff_dim, ffn_dropout)
+
+    def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
+        """Outputs (B, T, D) of whole windows, with the attention's keys and values."""
+        y, kept = self.attn.prefill(self.attn_norm(x), rotary)
+        x = x + y
+        return x + self.ffn(self.ffn_norm(x)), kept
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Outputs (B, T, D) of whole windows."""
+        return self.prefill(x, rotary)[0]
+
+    def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
+        """Outputs (B, S, M, D) of M new bars of each path."""
+        x = x + self.attn.extend(self.attn_norm(x), rotary, cache, capacity)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class CausalStack(nn.Module):
+    """Blocks one after the other, with one rotary table for all."""
+
+    def __init__(self, blocks: Iterable[Block], head_width: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.head_width = head_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (B, T, D) of whole windows."""
+        rotary = rotary_table(x.shape[-2], self.head_width, x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return x
+
+    def prefill(self, x: Tensor, capacity: int) -> tuple[Tensor, Cache]:
+        """Outputs (B, T, D) of whole windows, and a cache for `capacity` bars of each path."""
+        T = x.shape[-2]
+        rotary = rotary_table(T + capacity, self.head_width, x.device)
+        cache = Cache(prefix_length=T, capacity=capacity, rotary=rotary)
+        of_window = (rotary[0][:T], rotary[1][:T])
+        for block in self.blocks:
+            x, kept = block.prefill(x, of_window)
+            cache.layers.append(LayerCache(prefix=kept))
+        return x, cache
+
+    def extend(self, x: Tensor, cache: Cache) -> Tensor:
+        """Outputs (B, S, M, D) of M new bars of each path; they are added to the cache.
+
+        Layers that the cache holds beyond the blocks are left to the caller.
+        """
+        start = cache.prefix_length + cache.path_length
+        new = slice(start, start + x.shape[-2])
+        rotary = (cache.rotary[0][new], cache.rotary[1][new])
+        for block, layer_cache in zip(self.blocks, cache.layers, strict=False):
+            x = block.extend(x, rotary, layer_cache, cache.capacity)
+        return x

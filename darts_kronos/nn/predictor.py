@@ -1,0 +1,234 @@
+"""The predictor: a decoder-only transformer that writes the next bar's two tokens.
+
+Shapes by letter: B windows, S sample paths, T bars, M new bars, D width, H heads, K width of a
+head, V1 and V2 entries of the coarse and of the fine codebook.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
+from darts_kronos.nn.layers import (
+    NORM_EPS,
+    Block,
+    Cache,
+    CausalStack,
+    KeysValues,
+    LayerCache,
+    attend_shared,
+)
+
+STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
+"""Fields of a bar's calendar stamp, in order, with the entries of their tables."""
+
+
+class PredictorLoss(NamedTuple):
+    """The predictor's loss and its parts, scalars in nats: ``loss = (s1_loss + s2_loss) / 2``."""
+
+    loss: Tensor
+    s1_loss: Tensor
+    s2_loss: Tensor
+
+
+class TokenEmbedding(nn.Module):
+    """A bar's two tokens as one vector."""
+
+    def __init__(self, config: PredictorConfig):
+        super().__init__()
+        self.s1 = nn.Embedding(2**config.s1_bits, config.d_model)
+        self.s2 = nn.Embedding(2**config.s2_bits, config.d_model)
+        self.fusion = nn.Linear(2 * config.d_model, config.d_model)
+        self.scale = config.d_model**0.5
+
+    def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """Vectors (..., D) of tokens (...)."""
+        return self.fusion(torch.cat((self.s1(s1), self.s2(s2)), dim=-1) * self.scale)
+
+
+class CalendarEmbedding(nn.Module):
+    """The sum of one learned or stored vector for each field of a bar's stamp."""
+
+    def __init__(self, config: PredictorConfig):
+        super().__init__()
+        self.tables = nn.ModuleDict(
+            {name: nn.Embedding(size, config.d_model) for name, size in STAMP_SIZES.items()}
+        )
+        if not config.learn_time_embedding:
+            self.requires_grad_(False)
+
+    def forward(self, stamps: Tensor) -> Tensor:
+        """Vectors (..., D) of stamps (..., 5), integers in the order of ``STAMP_SIZES``."""
+        parts = [table(stamps[..., i]) for i, table in enumerate(self.tables.values())]
+        return torch.stack(parts).sum(dim=0)
+
+
+class S2Conditioning(nn.Module):
+    """Hidden states told which coarse token was chosen: attention from it to all bars so far.
+
+    The query is the next bar's coarse token; neither it nor the keys are rotated. Training is
+    causal, so each position computes what generation computes there.
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+
+    @staticmethod
+    def _heads(x: Tensor) -> Tensor:
+        """(..., T, D) as (..., H, T, K)."""
+        return x.unflatten(-1, (CROSS_ATTENTION_HEADS, -1)).transpose(-3, -2)
+
+    def keys_values(self, hidden: Tensor) -> KeysValues:
+        """Keys and values, each (..., H, T, K), of hidden states (..., T, D)."""
+        keys, values = self.key_value(hidden).chunk(2, dim=-1)
+        return self._heads(keys), self._heads(values)
+
+    def forward(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        """Conditioned states (B, T, D) of whole windows; `chosen` embeds each next bar's s1."""
+        keys, values = self.keys_values(hidden)
+        queries = self._heads(self.query(chosen))
+        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
+
+    def last(self, hidden: Tensor, chosen: Tensor, cache: LayerCache) -> Tensor:
+        """Conditioned states (B, S, D) of each path's newest bar.
+
+        `hidden` is its state, (B, S, D), which the cache holds already; `chosen` embeds s1.
+        """
+        queries = self._heads(self.query(chosen).unsqueeze(-2))
+        y = attend_shared(queries, cache).squeeze(-2)
+        return self.norm(hidden + self.out(y.flatten(-2)))
+
+
+class KronosPredictor(nn.Module):
+    """Tokens to the next bar's tokens (arXiv 2508.02739, section 3.2).
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    """
+
+    def __init__(self, config: PredictorConfig):
+        super().__init__()
+        self.config = config
+        self.tokens = TokenEmbedding(config)
+        self.calendar = CalendarEmbedding(config)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.transformer = CausalStack(
+            [
+                Block(
+                    d_model=config.d_model,
+                    n_heads=config.n_heads,
+                    ff_dim=config.ff_dim,
+                    ffn_dropout=config.ffn_dropout,
+                    attn_dropout=config.attn_dropout,
+                    resid_dropout=config.resid_dropout,
+                )
+                for _ in range(config.n_layers)
+            ],
+            config.d_model // config.n_heads,
+        )
+        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.s2_conditioning = S2Conditioning(config.d_model)
+        self.s1_head = nn.Linear(config.d_model, 2**config.s1_bits)
+        self.s2_head = nn.Linear(config.d_model, 2**config.s2_bits)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw initial weights as published: Xavier normal, zero biases, tables of std D**-0.5."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                # Fused projections are drawn part by part: each part is a matrix of its own.
+                parts = {"qkv": 3, "gate_value": 2, "key_value": 2}.get(name.rpartition(".")[2], 1)
+                for part in module.weight.chunk(parts):
+                    nn.init.xavier_normal_(part)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+
+    def _embed(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
+        x = self.tokens(s1, s2)
+        return x if stamps is None else x + self.calendar(stamps)
+
+    def hidden(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
+        """Hidden states (B, T, D) of whole windows of tokens (B, T) and stamps (B, T, 5)."""
+        return self.norm(self.transformer(self.token_dropout(self._embed(s1, s2, stamps))))
+
+    def forward(
+        self, s1: Tensor, s2: Tensor, stamps: Tensor | None, next_s1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of each next bar's tokens.
+
+        Parameters
+        ----------
+        s1, s2
+            Tokens of the bars, each (B, T).
+        stamps
+            Calendar stamps of the bars, integers (B, T, 5), or None.
+        next_s1
+            The true coarse tokens of the next bars, (B, T).
+
+        Returns
+        -------
+        tuple of Tensor
+            Logits (B, T, V1) of s1 and (B, T, V2) of s2 given the true s1.
+        """
+        hidden = self.hidden(s1, s2, stamps)
+        conditioned = self.s2_conditioning(hidden, self.tokens.s1(next_s1))
+        return self.s1_head(hidden), self.s2_head(conditioned)
+
+    def loss(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> PredictorLoss:
+        """The training loss on windows of tokens (B, T): bars 0..T-2 tell bars 1..T-1."""
+        inputs = None if stamps is None else stamps[:, :-1]
+        s1_logits, s2_logits = self(s1[:, :-1], s2[:, :-1], inputs, s1[:, 1:])
+        s1_loss = F.cross_entropy(s1_logits.flatten(0, 1), s1[:, 1:].flatten())
+        s2_loss = F.cross_entropy(s2_logits.flatten(0, 1), s2[:, 1:].flatten())
+        return PredictorLoss((s1_loss + s2_loss) / 2, s1_loss, s2_loss)
+
+    def prefill(
+        self, s1: Tensor, s2: Tensor, stamps: Tensor | None, capacity: int
+    ) -> tuple[Tensor, Cache]:
+        """Read whole windows of tokens (B, T), once for all their paths.
+
+        Returns
+        -------
+        tuple
+            The bars' hidden states, (B, T, D), and a cache for `capacity` bars of each path.
+        """
+        x, cache = self.transformer.prefill(self._embed(s1, s2, stamps), capacity)
+        hidden = self.norm(x)
+        cache.layers.append(LayerCache(prefix=self.s2_conditioning.keys_values(hidden)))
+        return hidden, cache
+
+    def extend(self, s1: Tensor, s2: Tensor, stamps: Tensor | None, cache: Cache) -> Tensor:
+        """Read the paths' M new bars, tokens (B, S, M) and stamps (B, M, 5).
+
+        Returns
+        -------
+        Tensor
+            Each path's newest hidden state, (B, S, D).
+        """
+        spread = None if stamps is None else stamps.unsqueeze(1)
+        hidden = self.norm(self.transformer.extend(self._embed(s1, s2, spread), cache))
+        cache.layers[-1].append(*self.s2_conditioning.keys_values(hidden), cache.capacity)
+        return hidden[:, :, -1]
+
+    def s1_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V1) of the next bar's coarse token, from hidden states (..., D)."""
+        return self.s1_head(hidden)
+
+    def s2_logits(self, hidden: Tensor, next_s1: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
+        chosen = self.tokens.s1(next_s1)
+        return self.s2_head(self.s2_conditioning.last(hidden, chosen, cache.layers[-1]))

@@ -1,0 +1,78 @@
+"""Binary spherical quantization (arXiv 2406.07548).
+
+Shapes by letter: ... any leading shape, Q bits of a code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOG_EPS = 1e-8
+
+
+def bits_to_ids(code: Tensor) -> Tensor:
+    """Token ids of signs of shape (..., Q): bit i is set where sign i is positive."""
+    powers = 2 ** torch.arange(code.shape[-1], device=code.device)
+    return ((code > 0) * powers).sum(dim=-1)
+
+
+def ids_to_bits(ids: Tensor, n_bits: int) -> Tensor:
+    """Signs, -1.0 or 1.0, of shape (..., `n_bits`), of token ids of shape (...)."""
+    powers = 2 ** torch.arange(n_bits, device=ids.device)
+    return ((ids.unsqueeze(-1) & powers) != 0).float() * 2.0 - 1.0
+
+
+def binary_entropy(p: Tensor) -> Tensor:
+    """Entropy in nats of a bit that is set with probability `p`."""
+    q = 1.0 - p
+    return -(p * (p + LOG_EPS).log() + q * (q + LOG_EPS).log())
+
+
+class BinarySphericalQuantizer(nn.Module):
+    """Maps a vector to the nearest corner of a cube that is inscribed in the unit sphere.
+
+    Parameters
+    ----------
+    beta
+        Weight of the distance between a vector and its corner (commitment).
+    gamma0
+        Weight of the mean entropy of a vector's bits: low when each code is certain.
+    gamma
+        Weight of the entropy of the mean bits, which is rewarded: high when the whole codebook is
+        in use. It is why the loss may be negative.
+    zeta
+        Weight of both entropies together.
+    """
+
+    def __init__(self, *, beta: float, gamma0: float, gamma: float, zeta: float):
+        super().__init__()
+        self.beta = beta
+        self.gamma0 = gamma0
+        self.gamma = gamma
+        self.zeta = zeta
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize `z` of shape (..., Q).
+
+        Returns
+        -------
+        tuple of Tensor
+            The corners, (..., Q), each entry -1/sqrt(Q) or 1/sqrt(Q), with the gradient passed
+            straight through the sign; and the unit vectors that they stand for, (..., Q).
+        """
+        unit = F.normalize(z.float(), dim=-1)
+        signs = torch.where(unit > 0, 1.0, -1.0)
+        straight_through = unit + (signs - unit).detach()
+        return straight_through * z.shape[-1] ** -0.5, unit
+
+    def loss(self, code: Tensor, unit: Tensor) -> Tensor:
+        """Loss (a scalar, maybe negative) of corners and unit vectors, as ``forward`` gives them."""
+        n_bits = unit.shape[-1]
+        commitment = ((code.detach() - unit) ** 2).sum(dim=-1).mean()
+        p = torch.sigmoid(-4.0 * unit * n_bits**-0.5)
+        per_sample = binary_entropy(p).sum(dim=-1).mean()
+        codebook = binary_entropy(p.flatten(0, -2).mean(dim=0)).sum()
+        entropy = self.gamma0 * per_sample - self.gamma * codebook
+        return self.beta * commitment + self.zeta * entropy
