@@ -217,9 +217,7 @@ def _predictor_sources(config: PredictorConfig) -> Iterator[tuple[str, tuple[str
     yield "norm.weight", ("norm.weight",)
     attention = "dep_layer.cross_attn"
     yield from _linear("s2_conditioning.query", f"{attention}.q_proj")
-    yield from _linear(
-        "s2_conditioning.key_value", f"{attention}.k_proj", f"{attention}.v_proj"
-    )
+    yield from _linear("s2_conditioning.key_value", f"{attention}.k_proj", f"{attention}.v_proj")
     yield from _linear("s2_conditioning.out", f"{attention}.out_proj")
     yield "s2_conditioning.norm.weight", ("dep_layer.norm.weight",)
     yield from _linear("s1_head", "head.proj_s1")

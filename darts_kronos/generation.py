@@ -239,7 +239,9 @@ class _Window:
         known = max(0, start - self.length)
         _, cache = self._read(min(start, self.length), i - known)
         new_s1, new_s2 = s1[:, :, known:], s2[:, :, known:]
-        hidden = self.predictor.extend(new_s1, new_s2, self._stamps(self.length + known, end), cache)
+        hidden = self.predictor.extend(
+            new_s1, new_s2, self._stamps(self.length + known, end), cache
+        )
         return hidden, cache
 
     def _decode(self, s1: Tensor, s2: Tensor) -> Tensor:

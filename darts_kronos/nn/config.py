@@ -165,19 +165,16 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KronosSize:
-    """A named pair of networks, with the context they were made for.
+    """A pair of networks that go together.
 
     Attributes
     ----------
     tokenizer, predictor
         Configurations of the two networks.
-    max_context
-        Bars that the predictor sees at most; None: set by the windows it is trained on.
     """
 
     tokenizer: TokenizerConfig
     predictor: PredictorConfig
-    max_context: int | None = None
 
 
 _PUBLISHED_TOKENIZER = TokenizerConfig()
@@ -211,7 +208,6 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
             predictor=PredictorConfig(
                 d_model=256, n_heads=4, n_layers=4, ff_dim=512, ffn_dropout=0.2, resid_dropout=0.2
             ),
-            max_context=2048,
         ),
         "small": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
@@ -225,7 +221,6 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
                 resid_dropout=0.25,
                 token_dropout=0.1,
             ),
-            max_context=512,
         ),
         "base": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
@@ -237,12 +232,10 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
                 ffn_dropout=0.2,
                 resid_dropout=0.2,
             ),
-            max_context=512,
         ),
         "large": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
             predictor=PredictorConfig(d_model=1664, n_heads=32, n_layers=18, ff_dim=3072),
-            max_context=512,
         ),
     }
 )

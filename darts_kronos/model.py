@@ -1,0 +1,775 @@
+"""KronosModel: Kronos as a Darts forecasting model."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from darts import TimeSeries
+from darts.logging import get_logger
+from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from darts.typing import TimeSeriesLike
+from darts.utils.data import (
+    SequentialTorchInferenceDataset,
+    SequentialTorchTrainingDataset,
+    TorchInferenceDataset,
+    TorchTrainingDataset,
+)
+from darts.utils.data.torch_datasets._data_module import TorchDataModule
+from darts.utils.data.torch_datasets.utils import TorchTrainingSample
+from darts.utils.serialization import add_safe_globals
+from darts.utils.ts_utils import series2seq
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from darts_kronos.components import has_prices, network_order
+from darts_kronos.datasets import (
+    KronosInferenceDataset,
+    KronosTrainingDataset,
+    prices_are_positive,
+)
+from darts_kronos.generation import Sampling
+from darts_kronos.module import (
+    LOG_MEANING,
+    KeepBest,
+    KronosModule,
+    TokenizerStage,
+    check_point_forecast,
+)
+from darts_kronos.nn.config import KronosSize, as_dict, override, size_named
+from darts_kronos.representation import REPRESENTATIONS
+
+logger = get_logger(__name__)
+
+DEFAULT_SIZE = "nano"
+DEFAULT_EPOCHS = 10
+DEFAULT_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+DEFAULT_TOKENIZER_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+GRADIENT_CLIP = 3.0
+TOKENIZER_GRADIENT_CLIP = 2.0
+
+MIN_RETURNS_CONTEXT = 3
+"""Bars of context that a volatility of close returns takes: two returns."""
+
+_NOT_FOR_KRONOS = {
+    "add_encoders": "calendar stamps come from the series' own index",
+    "loss_fn": "it is trained on the cross entropy of tokens",
+    "use_reversible_instance_norm": "`representation` says how bars are normalised",
+    "likelihood": "its forecasts are joint sample paths: ask for them with `num_samples`",
+    "torch_metrics": "it is trained on tokens; use Darts' metrics on its forecasts",
+    "enable_finetuning": "it is for models that start from released weights",
+}
+"""Darts parameters that have no meaning here, and why."""
+
+_NOT_FOR_STAGE_ONE = {"callbacks", "logger", "max_epochs", "max_steps", "max_time"} | {
+    "min_epochs",
+    "min_steps",
+}
+"""Trainer parameters that stage one does not take from `pl_trainer_kwargs`."""
+
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "point_forecast",
+    "num_point_samples",
+    "valid_candles",
+)
+
+
+class KronosModel(MixedCovariatesTorchModel):
+    """Kronos: candles as a language (arXiv 2508.02739).
+
+    ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
+    quantization, learns to write each bar as a coarse and a fine token. A decoder-only transformer
+    then learns to write the next bar's tokens. A forecast is written token by token and turned
+    back into bars; each sample is one joint path of all components over the whole horizon.
+
+    Components are matched by name: open, high, low, close, volume and amount, in any order and
+    case, any subset of them. Other components and univariate series work too. Calendar stamps
+    come from a DatetimeIndex by themselves, for the future too. Covariates are not supported.
+
+    Parameters
+    ----------
+    input_chunk_length
+        Bars of context that a forecast starts from.
+    output_chunk_length
+        Bars of horizon in a training window. A forecast may have more: all its bars are written
+        in one go.
+    output_chunk_shift
+        Must be 0: paths start with the bar after the context.
+    size
+        Name of the networks' size: "nano" (for CPUs and small data), or the published "mini",
+        "small", "base", "large". None is "nano".
+    max_context
+        Bars that the predictor sees at most; None: `input_chunk_length` + `output_chunk_length`.
+        A longer forecast slides its window, which costs a new reading of it for every bar.
+    representation
+        How the tokenizer sees bars. "returns": log returns over the previous close in units of
+        the context's volatility, volume and amount as logarithms. "window": each component less
+        the context's mean, over its standard deviation, as released. None: "returns" if open,
+        high, low and close are among the components and positive, else "window".
+    d_model, n_heads, n_layers, ff_dim
+        Width, attention heads, number of blocks and feed-forward width of the predictor.
+        None, here and for the networks' other parameters: the value of `size`.
+    ffn_dropout, attn_dropout, resid_dropout, token_dropout
+        The predictor's dropout after feed-forward layers, on attention weights, after attention,
+        and on embedded bars.
+    s1_bits, s2_bits
+        Bits of the coarse and of the fine token.
+    tokenizer_d_model, tokenizer_n_heads, tokenizer_n_layers, tokenizer_ff_dim
+        Shape of the tokenizer; `tokenizer_n_layers` blocks in its encoder and in its decoder.
+    beta, gamma0, gamma, zeta
+        Weights of the tokenizer's VQ loss: commitment, entropy of single codes, entropy of the
+        codebook, both entropies together.
+    clip
+        Bound on the absolute normalised values that the networks get.
+    volume_dropout
+        Probability that a training window's volume and amount are hidden, so that the model also
+        works without them.
+    n_epochs_tokenizer
+        Epochs of the tokenizer stage. `n_epochs` are those of the predictor stage.
+    tokenizer_batch_size
+        Windows in a batch of the tokenizer stage: it gains from many small steps.
+    tokenizer_optimizer_kwargs
+        Values for the tokenizer stage's AdamW that replace the defaults.
+    tokenizer_trainer_kwargs
+        Parameters of the tokenizer stage's Lightning trainer. It takes `pl_trainer_kwargs` too,
+        but for callbacks, loggers and limits on epochs, steps and time.
+    temperature
+        Divides the logits of both tokens; 1 keeps the learned distribution.
+    top_k, top_p
+        Draw from the `top_k` most probable tokens only, then from the most probable of these that
+        reach `top_p` together. None keeps all. `top_k=1` is greedy.
+    point_forecast
+        What ``num_samples=1`` returns: "mean" or "median" over `num_point_samples` paths, or one
+        "sample" path.
+    num_point_samples
+        Paths that a point forecast is made of.
+    valid_candles
+        Whether every path is made of valid candles: high the highest and low the lowest price,
+        prices above 0, volume and amount at least 0.
+    **kwargs
+        See Darts' ``TorchForecastingModel`` and ``PLForecastingModule``: `n_epochs`, `batch_size`,
+        `optimizer_cls`, `optimizer_kwargs`, `lr_scheduler_cls`, `lr_scheduler_kwargs`,
+        `pl_trainer_kwargs`, `random_state`, `model_name`, `work_dir`, `save_checkpoints`,
+        `log_tensorboard`, ... The default optimiser is AdamW under a one-cycle schedule, with
+        gradients clipped at 3 (tokenizer stage: 2). Window statistics are computed in float64 and
+        the networks run in float32, whatever the series' data type.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, out of range, or has no meaning for this model.
+
+    References
+    ----------
+    .. [1] Y. Shi et al. "Kronos: A Foundation Model for the Language of Financial Markets",
+           https://arxiv.org/abs/2508.02739
+
+    Examples
+    --------
+    >>> from darts_kronos import KronosModel
+    >>> model = KronosModel(input_chunk_length=96, output_chunk_length=24, random_state=0)
+    >>> model.fit(train, val_series=val)
+    >>> paths = model.predict(24, num_samples=200)
+    """
+
+    def __init__(
+        self,
+        input_chunk_length: int,
+        output_chunk_length: int,
+        output_chunk_shift: int = 0,
+        size: str | None = None,
+        max_context: int | None = None,
+        representation: str | None = None,
+        d_model: int | None = None,
+        n_heads: int | None = None,
+        n_layers: int | None = None,
+        ff_dim: int | None = None,
+        ffn_dropout: float | None = None,
+        attn_dropout: float | None = None,
+        resid_dropout: float | None = None,
+        token_dropout: float | None = None,
+        s1_bits: int | None = None,
+        s2_bits: int | None = None,
+        tokenizer_d_model: int | None = None,
+        tokenizer_n_heads: int | None = None,
+        tokenizer_n_layers: int | None = None,
+        tokenizer_ff_dim: int | None = None,
+        beta: float | None = None,
+        gamma0: float | None = None,
+        gamma: float | None = None,
+        zeta: float | None = None,
+        clip: float = 5.0,
+        volume_dropout: float = 0.05,
+        n_epochs_tokenizer: int = 10,
+        tokenizer_batch_size: int = 16,
+        tokenizer_optimizer_kwargs: dict[str, Any] | None = None,
+        tokenizer_trainer_kwargs: dict[str, Any] | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        point_forecast: str = "mean",
+        num_point_samples: int = 100,
+        valid_candles: bool = True,
+        **kwargs: Any,
+    ):
+        for name, why in _NOT_FOR_KRONOS.items():
+            if kwargs.get(name) not in (None, False) or (
+                name == "enable_finetuning" and kwargs.get(name) is False
+            ):
+                raise ValueError(f"`{name}` is not supported by KronosModel: {why}.")
+        _require_int("input_chunk_length", input_chunk_length, 1)
+        _require_int("output_chunk_length", output_chunk_length, 1)
+        if output_chunk_shift != 0:
+            raise ValueError(
+                f"`output_chunk_shift` must be 0, got {output_chunk_shift!r}: sample paths start "
+                "with the bar after the context."
+            )
+        if max_context is not None:
+            _require_int("max_context", max_context, 2)
+        if representation is not None and representation not in REPRESENTATIONS:
+            raise ValueError(
+                f"`representation` must be one of {', '.join(map(repr, REPRESENTATIONS))} or "
+                f"None, got {representation!r}."
+            )
+        if not _is_number(clip) or not clip > 0:
+            raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
+        if not _is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
+            raise ValueError(
+                f"`volume_dropout` must be a number in [0, 1], got {volume_dropout!r}."
+            )
+        _require_int("n_epochs_tokenizer", n_epochs_tokenizer, 1)
+        _require_int("tokenizer_batch_size", tokenizer_batch_size, 1)
+        _check_sampling(self.model_params)
+        _refuse_half_precision((kwargs.get("pl_trainer_kwargs") or {}).get("precision"))
+        _refuse_half_precision((tokenizer_trainer_kwargs or {}).get("precision"))
+
+        _networks(self.model_params, n_components=1)
+
+        params = {"n_epochs": DEFAULT_EPOCHS, **self.model_params}
+        if params.get("optimizer_cls") is None:
+            params["optimizer_cls"] = torch.optim.AdamW
+            params["optimizer_kwargs"] = DEFAULT_OPTIMIZER | (params.get("optimizer_kwargs") or {})
+        super().__init__(**self._extract_torch_model_params(**params))
+        self.pl_module_params = self._extract_pl_module_params(**params)
+
+        self.n_epochs_tokenizer = n_epochs_tokenizer
+        self.tokenizer_batch_size = tokenizer_batch_size
+        self.tokenizer_optimizer_kwargs = DEFAULT_TOKENIZER_OPTIMIZER | (
+            tokenizer_optimizer_kwargs or {}
+        )
+        self.tokenizer_trainer_kwargs = dict(tokenizer_trainer_kwargs or {})
+        self._retrain_tokenizer = False
+        # Told by the first series that the model is trained on:
+        self._components: list[str] | None = None
+        self._representation: str | None = representation
+        self._uses_stamps: bool | None = None
+
+    # --- training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        series: TimeSeriesLike,
+        past_covariates: TimeSeriesLike | None = None,
+        future_covariates: TimeSeriesLike | None = None,
+        val_series: TimeSeriesLike | None = None,
+        val_past_covariates: TimeSeriesLike | None = None,
+        val_future_covariates: TimeSeriesLike | None = None,
+        trainer: pl.Trainer | None = None,
+        verbose: bool | None = None,
+        epochs: int = 0,
+        max_samples_per_ts: int | None = None,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        sample_weight: TimeSeriesLike | str | None = None,
+        val_sample_weight: TimeSeriesLike | str | None = None,
+        stride: int = 1,
+        load_best: bool = False,
+        retrain_tokenizer: bool = False,
+    ) -> KronosModel:
+        """Train the tokenizer, then the predictor, on one or several series.
+
+        With `val_series`, the tokenizer of the epoch with the least validation loss goes into the
+        second stage. A second call goes on with the predictor, under a new learning-rate cycle,
+        and leaves the tokenizer as it is.
+
+        Parameters
+        ----------
+        series
+            One or several series with the same components, each of at least
+            ``input_chunk_length + output_chunk_length`` bars.
+        val_series
+            One or several series to validate on.
+        trainer
+            A Lightning trainer for the predictor stage.
+        epochs
+            If above 0, epochs of the predictor stage for this call.
+        retrain_tokenizer
+            Whether a fitted tokenizer is trained again before the predictor.
+        past_covariates, future_covariates, val_past_covariates, val_future_covariates
+            Must be None: covariates are not supported.
+        sample_weight, val_sample_weight
+            Must be None: weights are not supported.
+        verbose, max_samples_per_ts, dataloader_kwargs, stride, load_best
+            See Darts' ``TorchForecastingModel.fit``.
+
+        Returns
+        -------
+        KronosModel
+            This model, fitted.
+
+        Raises
+        ------
+        ValueError
+            Before anything is trained, if the series cannot be trained on; the message says why.
+        """
+        self._retrain_tokenizer = retrain_tokenizer
+        try:
+            super().fit(
+                series,
+                past_covariates=past_covariates,
+                future_covariates=future_covariates,
+                val_series=val_series,
+                val_past_covariates=val_past_covariates,
+                val_future_covariates=val_future_covariates,
+                trainer=trainer,
+                verbose=verbose,
+                epochs=epochs,
+                max_samples_per_ts=max_samples_per_ts,
+                dataloader_kwargs=dataloader_kwargs,
+                sample_weight=sample_weight,
+                val_sample_weight=val_sample_weight,
+                stride=stride,
+                load_best=load_best,
+            )
+        finally:
+            self._retrain_tokenizer = False
+        return self
+
+    def fit_from_dataset(
+        self,
+        train_dataset: TorchTrainingDataset,
+        val_dataset: TorchTrainingDataset | None = None,
+        trainer: pl.Trainer | None = None,
+        verbose: bool | None = None,
+        epochs: int = 0,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        load_best: bool = False,
+    ) -> KronosModel:
+        """Train on the windows of a dataset; see :meth:`fit` and Darts' method of this name.
+
+        Parameters
+        ----------
+        train_dataset, val_dataset
+            Darts' ``SequentialTorchTrainingDataset`` with this model's chunk lengths. Component
+            names and calendar stamps are taken from its series.
+        trainer, verbose, epochs, dataloader_kwargs, load_best
+            See :meth:`fit`.
+
+        Raises
+        ------
+        ValueError
+            If a dataset is of another kind, or holds covariates or weights.
+        """
+        datasets = [
+            dataset if dataset is None else self._own_train_dataset(dataset)
+            for dataset in (train_dataset, val_dataset)
+        ]
+        return super().fit_from_dataset(
+            *datasets,
+            trainer=trainer,
+            verbose=verbose,
+            epochs=epochs,
+            dataloader_kwargs=dataloader_kwargs,
+            load_best=load_best,
+        )
+
+    def _own_train_dataset(self, dataset: TorchTrainingDataset) -> KronosTrainingDataset:
+        if isinstance(dataset, KronosTrainingDataset):
+            return dataset
+        wanted = (self.input_chunk_length, self.output_chunk_length)
+        if (
+            not isinstance(dataset, SequentialTorchTrainingDataset)
+            or dataset.uses_past_covariates
+            or dataset.uses_future_covariates
+            or dataset.sample_weight is not None
+            or (dataset.input_chunk_length, dataset.output_chunk_length) != wanted
+            or dataset.shift != wanted[0]
+        ):
+            raise ValueError(
+                "KronosModel needs the names and timestamps of the series behind a dataset: pass a "
+                "SequentialTorchTrainingDataset without covariates, weights and shift, with "
+                f"input_chunk_length={wanted[0]} and output_chunk_length={wanted[1]}, or call "
+                f"`fit` with the series; got {type(dataset).__name__}."
+            )
+        self._learn_series(dataset.series)
+        return self._build_train_dataset(
+            series=dataset.series,
+            past_covariates=None,
+            future_covariates=None,
+            sample_weight=None,
+            max_samples_per_ts=dataset.max_samples_per_ts,
+            stride=dataset.stride,
+        )
+
+    def _setup_for_fit_from_dataset(self, series: TimeSeriesLike, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("sample_weight") is not None or kwargs.get("val_sample_weight") is not None:
+            raise ValueError("`sample_weight` is not supported by KronosModel: pass None.")
+        self._learn_series(series2seq(series))
+        return super()._setup_for_fit_from_dataset(series, *args, **kwargs)
+
+    def _learn_series(self, series: Sequence[TimeSeries]) -> None:
+        """Let the first training series tell components, representation and use of stamps."""
+        if self.model is not None:
+            return
+        self._components = network_order(series[0].components)
+        if self._params["representation"] is None:
+            usable = (
+                has_prices(self._components)
+                and self.input_chunk_length >= MIN_RETURNS_CONTEXT
+                and prices_are_positive(series)
+            )
+            self._representation = "returns" if usable else "window"
+        elif self._representation == "returns" and self.input_chunk_length < MIN_RETURNS_CONTEXT:
+            raise ValueError(
+                "`representation='returns'` measures the context's volatility: it needs "
+                f"`input_chunk_length` >= {MIN_RETURNS_CONTEXT}, got {self.input_chunk_length}."
+            )
+        timed = [one.has_datetime_index for one in series]
+        if any(timed) and not all(timed):
+            raise ValueError(
+                f"Series {timed.index(False)} has no timestamps (its index is a RangeIndex) but "
+                f"series {timed.index(True)} has: give all of them a DatetimeIndex, or none."
+            )
+        self._uses_stamps = all(timed)
+
+    @property
+    def _dataset_params(self) -> dict[str, Any]:
+        return {
+            "components": self._components,
+            "input_chunk_length": self.input_chunk_length,
+            "output_chunk_length": self.output_chunk_length,
+            "with_stamps": self._uses_stamps,
+            "positive_prices": self._representation == "returns",
+        }
+
+    def _build_train_dataset(
+        self,
+        series: Sequence[TimeSeries],
+        past_covariates: Sequence[TimeSeries] | None,
+        future_covariates: Sequence[TimeSeries] | None,
+        sample_weight: Sequence[TimeSeries] | str | None,
+        max_samples_per_ts: int | None,
+        stride: int = 1,
+    ) -> KronosTrainingDataset:
+        return KronosTrainingDataset(
+            series, stride=stride, max_samples_per_ts=max_samples_per_ts, **self._dataset_params
+        )
+
+    def _init_model(self, trainer: pl.Trainer | None = None) -> KronosModule:
+        # Darts takes the networks' precision from the series' data type; ours run in float32.
+        sample = self.train_sample
+        assert sample is not None
+        arrays = {
+            name: None if array is None else array.astype(np.float32)
+            for name, array in sample.feature_arrays().items()
+        }
+        self.train_sample = TorchTrainingSample(**arrays)
+        return super()._init_model(trainer)
+
+    def _create_model(self, train_sample: TorchTrainingSample) -> KronosModule:
+        if self._components is None or self._representation is None:
+            raise ValueError(
+                "The components that the model was trained on are not known: load weights with "
+                "`skip_checks=False`."
+            )
+        if not self._uses_stamps:
+            warnings.warn(
+                "The series have no timestamps (a RangeIndex): the model is trained without "
+                "calendar stamps and forecasts without them.",
+                UserWarning,
+                stacklevel=2,
+            )
+        networks = _networks(self._params, n_components=len(self._components))
+        chunks = self.input_chunk_length + self.output_chunk_length
+        return KronosModule(
+            tokenizer_config=as_dict(networks.tokenizer),
+            predictor_config=as_dict(networks.predictor),
+            components=self._components,
+            representation=self._representation,
+            clip=self._params["clip"],
+            max_context=self._params["max_context"] or chunks,
+            volume_dropout=self._params["volume_dropout"],
+            sampling=self._sampling_params,
+            **(self.pl_module_params or {}),
+        )
+
+    def _update_covariates_use(self) -> None:
+        # Stamps travel as future covariates inside the windows; users never pass them.
+        super()._update_covariates_use()
+        self._uses_future_covariates = False
+        self._expect_future_covariates = False
+
+    def _verify_dtypes(self, ds_output: Any) -> None:
+        """Accept any: statistics are computed in float64 and the networks run in float32."""
+
+    def _setup_trainer(
+        self,
+        trainer: pl.Trainer | None,
+        model: KronosModule,
+        verbose: bool | None = None,
+        epochs: int = 0,
+    ) -> pl.Trainer:
+        if trainer is not None:
+            _refuse_half_precision(trainer.precision)
+        return super()._setup_trainer(trainer, model, verbose, epochs)
+
+    def _train(
+        self,
+        trainer: pl.Trainer,
+        model: KronosModule,
+        datamodule: TorchDataModule,
+        load_best: bool = False,
+    ) -> None:
+        if len(datamodule.train_dataloader()) == 0:
+            raise ValueError(
+                f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
+                f"windows, a batch {datamodule.batch_size}."
+            )
+        if self._retrain_tokenizer or not model.tokenizer_fitted:
+            self._train_tokenizer(trainer, model, datamodule)
+        model.tokenizer.requires_grad_(False)
+        if trainer.gradient_clip_val is None:
+            trainer.gradient_clip_val = GRADIENT_CLIP
+        logger.info("Stage 2 of 2: training the predictor.")
+        super()._train(trainer, model, datamodule, load_best)
+
+    def _train_tokenizer(
+        self, trainer: pl.Trainer, model: KronosModule, datamodule: TorchDataModule
+    ) -> None:
+        """Stage one, under a Lightning trainer of its own."""
+        logger.info("Stage 1 of 2: training the tokenizer.")
+        loader_kwargs = dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle)
+        windows = TorchDataModule(
+            train_dataset=datamodule.train_dataset,
+            val_dataset=datamodule.val_dataset,
+            batch_size=self.tokenizer_batch_size,
+            dataloader_kwargs=loader_kwargs,
+        )
+        params = {
+            "max_epochs": self.n_epochs_tokenizer,
+            "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "enable_progress_bar": trainer.progress_bar_callback is not None,
+            "logger": self._tokenizer_logger(),
+        }
+        inherited = {k: v for k, v in self.trainer_params.items() if k not in _NOT_FOR_STAGE_ONE}
+        params |= {k: v for k, v in inherited.items() if k != "enable_checkpointing"}
+        params |= self.tokenizer_trainer_kwargs
+        callbacks = params.pop("callbacks", None) or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if datamodule.val_dataset is not None:
+            callbacks = [*callbacks, KeepBest()]
+
+        stage = TokenizerStage(
+            model.tokenizer,
+            model.representation,
+            model.volume_dropout,
+            self.tokenizer_optimizer_kwargs,
+        )
+        model.tokenizer.requires_grad_(True)
+        self._init_trainer({**params, "callbacks": callbacks}).fit(stage, datamodule=windows)
+        model.tokenizer.eval()
+        model.tokenizer_fitted.fill_(True)
+
+    def _tokenizer_logger(self) -> TensorBoardLogger | bool:
+        """TensorBoard for stage one beside stage two's, if the user asked for it."""
+        if not self._params.get("log_tensorboard"):
+            return False
+        folder = os.path.join(self.work_dir, self.model_name)
+        return TensorBoardLogger(save_dir=folder, name="", version="logs_tokenizer")
+
+    # --- forecasting --------------------------------------------------------------------------
+
+    def set_sampling(self, **changes: Any) -> KronosModel:
+        """Change how forecasts are drawn, before or after the model is fitted or loaded.
+
+        Parameters
+        ----------
+        **changes
+            Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples` and
+            `valid_candles`; see the class. The others stay as they are.
+
+        Returns
+        -------
+        KronosModel
+            This model.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or a value out of range; nothing is changed then.
+        """
+        unknown = sorted(set(changes) - set(_SAMPLING))
+        if unknown:
+            raise ValueError(
+                f"Unknown sampling parameter {', '.join(unknown)}; there are {', '.join(_SAMPLING)}."
+            )
+        _check_sampling(self._sampling_params | changes)
+        self._params.update(changes)
+        if self.model is not None:
+            self.model.hparams["sampling"] = self._sampling_params
+        return self
+
+    @property
+    def _params(self) -> dict[str, Any]:
+        """The parameters that the model was created with; Darts re-creates it from them."""
+        return self._model_params
+
+    @property
+    def _sampling_params(self) -> dict[str, Any]:
+        return {name: self._params[name] for name in _SAMPLING}
+
+    def _build_inference_dataset(
+        self,
+        n: int,
+        series: Sequence[TimeSeries],
+        past_covariates: Sequence[TimeSeries] | None,
+        future_covariates: Sequence[TimeSeries] | None,
+        stride: int = 0,
+        bounds: np.ndarray | None = None,
+    ) -> KronosInferenceDataset:
+        return KronosInferenceDataset(
+            series, n=n, stride=stride, bounds=bounds, **self._dataset_params
+        )
+
+    def _setup_for_predict(self, n: int, dataset: TorchInferenceDataset, **kwargs: Any) -> Any:
+        if kwargs.get("mc_dropout"):
+            raise ValueError(
+                "`mc_dropout` is not supported by KronosModel: ask for sample paths with "
+                "`num_samples`."
+            )
+        if not isinstance(dataset, KronosInferenceDataset):
+            if (
+                not isinstance(dataset, SequentialTorchInferenceDataset)
+                or dataset.uses_past_covariates
+                or dataset.uses_future_covariates
+            ):
+                raise ValueError(
+                    "KronosModel needs the names and timestamps of the series behind a dataset: "
+                    "pass a SequentialTorchInferenceDataset without covariates, or call `predict` "
+                    f"with the series; got {type(dataset).__name__}."
+                )
+            dataset = self._build_inference_dataset(
+                n, dataset.series, None, None, dataset.stride, dataset.bounds
+            )
+        self.model.set_sampling(**self._sampling_params)
+        return super()._setup_for_predict(n=n, dataset=dataset, **kwargs)
+
+    @property
+    def extreme_lags(self) -> tuple[int | None, ...]:
+        """Bars that a forecast needs: context and horizon, and no covariates."""
+        first, last = -self.input_chunk_length, self.output_chunk_length - 1
+        return first, last, None, None, None, None, 0
+
+    @property
+    def supports_past_covariates(self) -> bool:
+        """False: calendar stamps come from the series' own index."""
+        return False
+
+    @property
+    def supports_future_covariates(self) -> bool:
+        """False: calendar stamps come from the series' own index."""
+        return False
+
+    # --- what is known, saving and loading ----------------------------------------------------
+
+    @property
+    def representation(self) -> str | None:
+        """How the tokenizer sees bars; None until the first fit if it was not given."""
+        return self._representation
+
+    @staticmethod
+    def explain_log() -> str:
+        """What each value in the training log means, as text to print."""
+        lines = ["Logged for each stage as train_NAME and val_NAME, means over an epoch:", ""]
+        for name, meaning in LOG_MEANING.items():
+            lines += textwrap.wrap(f"{name:<18} {meaning}", width=96, subsequent_indent=" " * 19)
+        return "\n".join(lines)
+
+    def save(self, path: str | None = None, clean: bool = False) -> None:
+        """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""
+        if self.trainer is None and self.model is not None:
+            # Darts writes weights through a trainer; a model that was only loaded has none yet.
+            self.trainer = self._setup_trainer(None, self.model, verbose=False)
+            self.trainer.strategy.connect(self.model)
+        super().save(path, clean=clean)
+
+    @property
+    def _ckpt_skipped_params(self) -> list[str]:
+        own = ["n_epochs_tokenizer", "volume_dropout"]
+        own += [
+            f"tokenizer_{name}" for name in ("batch_size", "optimizer_kwargs", "trainer_kwargs")
+        ]
+        return super()._ckpt_skipped_params + own + list(_SAMPLING)
+
+    def _check_ckpt_parameters(self, tfm_save: KronosModel) -> None:
+        super()._check_ckpt_parameters(tfm_save)
+        self._components = tfm_save._components
+        self._representation = tfm_save._representation
+        self._uses_stamps = tfm_save._uses_stamps
+
+
+def _networks(params: Mapping[str, Any], n_components: int) -> KronosSize:
+    """The two networks' configurations that a model's parameters ask for."""
+    size = size_named(params["size"] or DEFAULT_SIZE)
+    bits = {"s1_bits": params["s1_bits"], "s2_bits": params["s2_bits"]}
+    tokenizer = override(
+        size.tokenizer,
+        n_components=n_components,
+        d_model=params["tokenizer_d_model"],
+        n_heads=params["tokenizer_n_heads"],
+        ff_dim=params["tokenizer_ff_dim"],
+        n_encoder_layers=params["tokenizer_n_layers"],
+        n_decoder_layers=params["tokenizer_n_layers"],
+        **{name: params[name] for name in ("beta", "gamma0", "gamma", "zeta")},
+        **bits,
+    )
+    shape = ("d_model", "n_heads", "n_layers", "ff_dim")
+    dropouts = ("ffn_dropout", "attn_dropout", "resid_dropout", "token_dropout")
+    own = {name: params[name] for name in shape + dropouts}
+    return KronosSize(tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
+
+
+def _check_sampling(params: Mapping[str, Any]) -> None:
+    Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
+    check_point_forecast(params["point_forecast"], params["num_point_samples"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+
+
+def _refuse_half_precision(precision: object) -> None:
+    text = str(precision)
+    if text.endswith("-true") and "16" in text:
+        raise ValueError(
+            f"Trainer precision {precision!r} is not supported: it would round prices and rotary "
+            "tables to 16 bits. Use '32-true', or 'bf16-mixed' for mixed precision."
+        )
+
+
+# Darts loads no classes from outside its own package unless they are registered.
+add_safe_globals([KronosModel, KronosModule])

@@ -1,0 +1,212 @@
+"""How the tokenizer sees bars: the one place that knows, both ways.
+
+Shapes by letter: B windows, S sample paths, T bars of a window, n new bars, C components.
+Statistics come from the context alone and are computed in float64; the networks get float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from darts_kronos.components import PRICES, VOLUMES, has_prices
+
+WINDOW_EPS = 1e-5
+"""Added to the standard deviation of a "window" representation, as released."""
+
+CONSTANT = 1e-9
+"""A column whose standard deviation is below this is constant: float64 noise, nothing else."""
+
+PRICE_FLOOR = 1e-3
+"""The least price of a valid candle, as a share of the context's lowest."""
+
+
+class Statistics(NamedTuple):
+    """What it takes to turn a window's normalised bars back.
+
+    Attributes
+    ----------
+    center, scale
+        Subtracted from and divided out of each component, (B, 1, C), float64.
+    last_close
+        Logarithm of the context's last close, (B, 1), float64; None where it is not needed.
+    """
+
+    center: Tensor
+    scale: Tensor
+    last_close: Tensor | None = None
+
+
+class Representation(ABC):
+    """Bars in their own units to what the tokenizer sees, and back.
+
+    Parameters
+    ----------
+    components
+        Names of the C components, in the networks' order.
+    clip
+        Bound on the absolute normalised value that the networks get.
+    """
+
+    name: str
+
+    def __init__(self, components: Sequence[str], clip: float):
+        self.components = tuple(components)
+        self.clip = clip
+        self.prices = [self.components.index(name) for name in PRICES if name in self.components]
+        self.volumes = [self.components.index(name) for name in VOLUMES if name in self.components]
+
+    def encode(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
+        """Normalise windows by the statistics of their first `context_length` bars.
+
+        Parameters
+        ----------
+        bars
+            Windows in their own units, (B, T, C).
+        context_length
+            Bars of each window that are known when a forecast is made, >= 1.
+
+        Returns
+        -------
+        tuple
+            Normalised bars, (B, T, C), float32, within [-clip, clip]; and the statistics.
+        """
+        features, statistics = self._features(bars.double(), context_length)
+        centered = features - statistics.center
+        normalised = torch.where(statistics.scale > 0, centered / statistics.scale, 0.0)
+        return normalised.clamp(-self.clip, self.clip).float(), statistics
+
+    @abstractmethod
+    def _features(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
+        """Features (B, T, C) before normalisation, and the statistics of their context."""
+
+    @abstractmethod
+    def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
+        """Bars in their own units, (S, B, n, C), float64, that follow the context.
+
+        Parameters
+        ----------
+        normalised
+            Paths of normalised bars, (S, B, n, C).
+        statistics
+            Of the B contexts, as ``encode`` gave them.
+        """
+
+    def valid(self, paths: Tensor, context: Tensor) -> Tensor:
+        """The nearest valid candles to those of sample paths.
+
+        High becomes the highest and low the lowest of the four prices; volume and amount are at
+        least 0; prices stay above 0 where the context's are.
+
+        Parameters
+        ----------
+        paths
+            Paths in their own units, (S, B, n, C).
+        context
+            The bars before them, in their own units, (B, T, C).
+        """
+        paths = paths.clone()
+        if self.prices:
+            lowest = context[..., self.prices].amin(dim=(1, 2)).to(paths.dtype)
+            floor = torch.where(lowest > 0, lowest * PRICE_FLOOR, -torch.inf)[:, None, None]
+            prices = torch.maximum(paths[..., self.prices], floor)
+            if has_prices(self.components):
+                prices[..., 1] = prices.amax(dim=-1)
+                prices[..., 2] = prices.amin(dim=-1)
+            paths[..., self.prices] = prices
+        if self.volumes:
+            paths[..., self.volumes] = paths[..., self.volumes].clamp(min=0.0)
+        return paths
+
+
+class WindowRepresentation(Representation):
+    """As released: each component less the context's mean, over its population deviation."""
+
+    name = "window"
+
+    def _features(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
+        context = bars[:, :context_length]
+        center = context.mean(dim=1, keepdim=True)
+        scale = context.std(dim=1, keepdim=True, correction=0) + WINDOW_EPS
+        return bars, Statistics(center, scale)
+
+    def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
+        """Bars in their own units; see the base class."""
+        return normalised.double() * statistics.scale + statistics.center
+
+
+class ReturnsRepresentation(Representation):
+    """Prices as log returns over the previous close, in units of the context's volatility.
+
+    Open, high, low and close are log returns over the previous bar's close, divided by the
+    standard deviation of the context's close returns. Volume and amount are log1p, centred and
+    scaled by the context. Other components are centred and scaled by it as they are. What is
+    constant in the context is 0. The first bar's previous close is its own open. Paths are
+    multiplied up from the last close, so the first new bar cannot jump.
+    """
+
+    name = "returns"
+
+    def __init__(self, components: Sequence[str], clip: float):
+        super().__init__(components, clip)
+        if not has_prices(self.components):
+            raise ValueError(
+                "`representation='returns'` needs the components open, high, low and close; got "
+                f"{list(self.components)}. Use `representation='window'`."
+            )
+
+    def _features(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
+        features = bars.clone()
+        log_prices = bars[..., self.prices].log()
+        close = log_prices[..., -1:]
+        previous = torch.cat((log_prices[:, :1, :1], close[:, :-1]), dim=1)
+        features[..., self.prices] = log_prices - previous
+        features[..., self.volumes] = bars[..., self.volumes].clamp(min=0.0).log1p()
+
+        context = features[:, :context_length]
+        center = context.mean(dim=1, keepdim=True)
+        scale = context.std(dim=1, keepdim=True, correction=0)
+        # The first bar has no close before it, so its return does not count.
+        returns = context[:, 1:, self.prices[-1]]
+        volatility = returns.std(dim=1, keepdim=True, correction=0)
+        center[..., self.prices] = 0.0
+        scale[..., self.prices] = volatility.unsqueeze(-1)
+        constant = scale <= CONSTANT * center.abs().clamp(min=1.0)
+        scale = scale.masked_fill(constant, 0.0)
+        return features, Statistics(center, scale, close[:, context_length - 1])
+
+    def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
+        """Bars in their own units; see the base class."""
+        assert statistics.last_close is not None
+        features = normalised.double() * statistics.scale + statistics.center
+        bars = features.clone()
+        returns = features[..., self.prices]
+        close_returns = returns[..., -1]
+        previous = statistics.last_close + close_returns.cumsum(dim=-1) - close_returns
+        bars[..., self.prices] = (previous.unsqueeze(-1) + returns).exp()
+        bars[..., self.volumes] = features[..., self.volumes].expm1()
+        return bars
+
+
+REPRESENTATIONS = {cls.name: cls for cls in (WindowRepresentation, ReturnsRepresentation)}
+"""The representations by name."""
+
+
+def representation_named(name: str, components: Sequence[str], clip: float) -> Representation:
+    """The representation called `name` for these components.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it cannot represent the components.
+    """
+    if name not in REPRESENTATIONS:
+        raise ValueError(
+            f"Unknown representation {name!r}; the representations are "
+            f"{', '.join(map(repr, REPRESENTATIONS))}."
+        )
+    return REPRESENTATIONS[name](components, clip)
