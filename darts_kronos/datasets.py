@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from darts import TimeSeries
-from darts.utils.data import SequentialTorchInferenceDataset, SequentialTorchTrainingDataset
+from darts.utils.data import (
+    SequentialTorchInferenceDataset,
+    SequentialTorchTrainingDataset,
+    TorchInferenceDataset,
+    TorchTrainingDataset,
+)
 
-from darts_kronos.components import PRICES, canonical, positions
+from darts_kronos.components import PRICES, canonical, has_prices, network_order, positions
 from darts_kronos.trading_calendar import stamp_series
+
+MIN_RETURNS_CONTEXT = 3
+"""Bars of context that a volatility of close returns takes: two returns."""
 
 
 class KronosTrainingDataset(SequentialTorchTrainingDataset):
@@ -130,8 +138,101 @@ class KronosInferenceDataset(SequentialTorchInferenceDataset):
         )
 
 
-def prices_are_positive(series: Sequence[TimeSeries]) -> bool:
-    """Whether every open, high, low and close of all series is above 0."""
+def sequential_training_dataset(
+    dataset: TorchTrainingDataset, input_chunk_length: int, output_chunk_length: int
+) -> SequentialTorchTrainingDataset:
+    """`dataset`, if it holds series that windows of ours can be made of.
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind, has other chunk lengths, or holds covariates or weights.
+    """
+    if (
+        not isinstance(dataset, SequentialTorchTrainingDataset)
+        or dataset.uses_past_covariates
+        or dataset.uses_future_covariates
+        or dataset.sample_weight is not None
+        or (dataset.input_chunk_length, dataset.output_chunk_length, dataset.shift)
+        != (input_chunk_length, output_chunk_length, input_chunk_length)
+    ):
+        raise ValueError(
+            "KronosModel needs the names and timestamps of the series behind a dataset: pass a "
+            "SequentialTorchTrainingDataset without covariates, weights and shift, with "
+            f"input_chunk_length={input_chunk_length} and "
+            f"output_chunk_length={output_chunk_length}, or call `fit` with the series; got "
+            f"{type(dataset).__name__}."
+        )
+    return dataset
+
+
+def sequential_inference_dataset(dataset: TorchInferenceDataset) -> SequentialTorchInferenceDataset:
+    """`dataset`, if it holds series that contexts of ours can be made of.
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind or holds covariates.
+    """
+    if (
+        not isinstance(dataset, SequentialTorchInferenceDataset)
+        or dataset.uses_past_covariates
+        or dataset.uses_future_covariates
+    ):
+        raise ValueError(
+            "KronosModel needs the names and timestamps of the series behind a dataset: pass a "
+            "SequentialTorchInferenceDataset without covariates, or call `predict` with the "
+            f"series; got {type(dataset).__name__}."
+        )
+    return dataset
+
+
+def learn_series(
+    series: Sequence[TimeSeries], representation: str | None, input_chunk_length: int
+) -> tuple[list[str], str, bool]:
+    """What the series that a model is first trained on settle for it.
+
+    Parameters
+    ----------
+    series
+        The training series.
+    representation
+        How the tokenizer is to see bars; None leaves it to the series.
+    input_chunk_length
+        Bars of context.
+
+    Returns
+    -------
+    tuple
+        Names of the components in the networks' order, the name of the representation, and
+        whether the series carry timestamps.
+
+    Raises
+    ------
+    ValueError
+        If component names are not unique, only some series have timestamps, or the context is
+        too short for "returns".
+    """
+    components = network_order(series[0].components)
+    long_enough = input_chunk_length >= MIN_RETURNS_CONTEXT
+    if representation is None:
+        usable = has_prices(components) and long_enough and _prices_are_positive(series)
+        representation = "returns" if usable else "window"
+    elif representation == "returns" and not long_enough:
+        raise ValueError(
+            "`representation='returns'` measures the context's volatility: it needs "
+            f"`input_chunk_length` >= {MIN_RETURNS_CONTEXT}, got {input_chunk_length}."
+        )
+    timed = [one.has_datetime_index for one in series]
+    if any(timed) and not all(timed):
+        raise ValueError(
+            f"Series {timed.index(False)} has no timestamps (its index is a RangeIndex) but "
+            f"series {timed.index(True)} has: give all of them a DatetimeIndex, or none."
+        )
+    return components, representation, all(timed)
+
+
+def _prices_are_positive(series: Sequence[TimeSeries]) -> bool:
     return all((one.all_values(copy=False)[:, _price_columns(one)] > 0).all() for one in series)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from darts.logging import get_logger
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 from darts.typing import TimeSeriesLike
 from darts.utils.data import (
-    SequentialTorchInferenceDataset,
-    SequentialTorchTrainingDataset,
     TorchInferenceDataset,
     TorchTrainingDataset,
 )
@@ -27,59 +24,30 @@ from darts.utils.serialization import add_safe_globals
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from darts_kronos.components import has_prices, network_order
 from darts_kronos.datasets import (
     KronosInferenceDataset,
     KronosTrainingDataset,
-    prices_are_positive,
+    learn_series,
+    sequential_inference_dataset,
+    sequential_training_dataset,
 )
-from darts_kronos.generation import Sampling
-from darts_kronos.module import (
-    LOG_MEANING,
-    KeepBest,
-    KronosModule,
-    TokenizerStage,
-    check_point_forecast,
+from darts_kronos.module import KronosModule
+from darts_kronos.nn.config import as_dict
+from darts_kronos.parameters import (
+    DEFAULT_EPOCHS,
+    DEFAULT_OPTIMIZER,
+    DEFAULT_TOKENIZER_OPTIMIZER,
+    GRADIENT_CLIP,
+    SAMPLING,
+    check_parameters,
+    check_sampling,
+    networks,
+    refuse_half_precision,
 )
-from darts_kronos.nn.config import KronosSize, as_dict, override, size_named
-from darts_kronos.representation import REPRESENTATIONS
+from darts_kronos.tokenizer_stage import TokenizerStage, train_tokenizer
+from darts_kronos.training import explain_log
 
 logger = get_logger(__name__)
-
-DEFAULT_SIZE = "nano"
-DEFAULT_EPOCHS = 10
-DEFAULT_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-DEFAULT_TOKENIZER_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-GRADIENT_CLIP = 3.0
-TOKENIZER_GRADIENT_CLIP = 2.0
-
-MIN_RETURNS_CONTEXT = 3
-"""Bars of context that a volatility of close returns takes: two returns."""
-
-_NOT_FOR_KRONOS = {
-    "add_encoders": "calendar stamps come from the series' own index",
-    "loss_fn": "it is trained on the cross entropy of tokens",
-    "use_reversible_instance_norm": "`representation` says how bars are normalised",
-    "likelihood": "its forecasts are joint sample paths: ask for them with `num_samples`",
-    "torch_metrics": "it is trained on tokens; use Darts' metrics on its forecasts",
-    "enable_finetuning": "it is for models that start from released weights",
-}
-"""Darts parameters that have no meaning here, and why."""
-
-_NOT_FOR_STAGE_ONE = {"callbacks", "logger", "max_epochs", "max_steps", "max_time"} | {
-    "min_epochs",
-    "min_steps",
-}
-"""Trainer parameters that stage one does not take from `pl_trainer_kwargs`."""
-
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "point_forecast",
-    "num_point_samples",
-    "valid_candles",
-)
 
 
 class KronosModel(MixedCovariatesTorchModel):
@@ -220,39 +188,7 @@ class KronosModel(MixedCovariatesTorchModel):
         valid_candles: bool = True,
         **kwargs: Any,
     ):
-        for name, why in _NOT_FOR_KRONOS.items():
-            if kwargs.get(name) not in (None, False) or (
-                name == "enable_finetuning" and kwargs.get(name) is False
-            ):
-                raise ValueError(f"`{name}` is not supported by KronosModel: {why}.")
-        _require_int("input_chunk_length", input_chunk_length, 1)
-        _require_int("output_chunk_length", output_chunk_length, 1)
-        if output_chunk_shift != 0:
-            raise ValueError(
-                f"`output_chunk_shift` must be 0, got {output_chunk_shift!r}: sample paths start "
-                "with the bar after the context."
-            )
-        if max_context is not None:
-            _require_int("max_context", max_context, 2)
-        if representation is not None and representation not in REPRESENTATIONS:
-            raise ValueError(
-                f"`representation` must be one of {', '.join(map(repr, REPRESENTATIONS))} or "
-                f"None, got {representation!r}."
-            )
-        if not _is_number(clip) or not clip > 0:
-            raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
-        if not _is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
-            raise ValueError(
-                f"`volume_dropout` must be a number in [0, 1], got {volume_dropout!r}."
-            )
-        _require_int("n_epochs_tokenizer", n_epochs_tokenizer, 1)
-        _require_int("tokenizer_batch_size", tokenizer_batch_size, 1)
-        _check_sampling(self.model_params)
-        _refuse_half_precision((kwargs.get("pl_trainer_kwargs") or {}).get("precision"))
-        _refuse_half_precision((tokenizer_trainer_kwargs or {}).get("precision"))
-
-        _networks(self.model_params, n_components=1)
-
+        check_parameters(self.model_params)
         params = {"n_epochs": DEFAULT_EPOCHS, **self.model_params}
         if params.get("optimizer_cls") is None:
             params["optimizer_cls"] = torch.optim.AdamW
@@ -267,6 +203,9 @@ class KronosModel(MixedCovariatesTorchModel):
         )
         self.tokenizer_trainer_kwargs = dict(tokenizer_trainer_kwargs or {})
         self._retrain_tokenizer = False
+        # Darts sets these; the type checker cannot see it.
+        self.train_sample: TorchTrainingSample
+        self.trainer: pl.Trainer | None
         # Told by the first series that the model is trained on:
         self._components: list[str] | None = None
         self._representation: str | None = representation
@@ -393,29 +332,17 @@ class KronosModel(MixedCovariatesTorchModel):
     def _own_train_dataset(self, dataset: TorchTrainingDataset) -> KronosTrainingDataset:
         if isinstance(dataset, KronosTrainingDataset):
             return dataset
-        wanted = (self.input_chunk_length, self.output_chunk_length)
-        if (
-            not isinstance(dataset, SequentialTorchTrainingDataset)
-            or dataset.uses_past_covariates
-            or dataset.uses_future_covariates
-            or dataset.sample_weight is not None
-            or (dataset.input_chunk_length, dataset.output_chunk_length) != wanted
-            or dataset.shift != wanted[0]
-        ):
-            raise ValueError(
-                "KronosModel needs the names and timestamps of the series behind a dataset: pass a "
-                "SequentialTorchTrainingDataset without covariates, weights and shift, with "
-                f"input_chunk_length={wanted[0]} and output_chunk_length={wanted[1]}, or call "
-                f"`fit` with the series; got {type(dataset).__name__}."
-            )
-        self._learn_series(dataset.series)
+        checked = sequential_training_dataset(
+            dataset, self.input_chunk_length, self.output_chunk_length
+        )
+        self._learn_series(checked.series)
         return self._build_train_dataset(
-            series=dataset.series,
+            series=checked.series,
             past_covariates=None,
             future_covariates=None,
             sample_weight=None,
-            max_samples_per_ts=dataset.max_samples_per_ts,
-            stride=dataset.stride,
+            max_samples_per_ts=checked.max_samples_per_ts,
+            stride=checked.stride,
         )
 
     def _setup_for_fit_from_dataset(self, series: TimeSeriesLike, *args: Any, **kwargs: Any) -> Any:
@@ -426,28 +353,10 @@ class KronosModel(MixedCovariatesTorchModel):
 
     def _learn_series(self, series: Sequence[TimeSeries]) -> None:
         """Let the first training series tell components, representation and use of stamps."""
-        if self.model is not None:
-            return
-        self._components = network_order(series[0].components)
-        if self._params["representation"] is None:
-            usable = (
-                has_prices(self._components)
-                and self.input_chunk_length >= MIN_RETURNS_CONTEXT
-                and prices_are_positive(series)
+        if self.model is None:
+            self._components, self._representation, self._uses_stamps = learn_series(
+                series, self._model_params["representation"], self.input_chunk_length
             )
-            self._representation = "returns" if usable else "window"
-        elif self._representation == "returns" and self.input_chunk_length < MIN_RETURNS_CONTEXT:
-            raise ValueError(
-                "`representation='returns'` measures the context's volatility: it needs "
-                f"`input_chunk_length` >= {MIN_RETURNS_CONTEXT}, got {self.input_chunk_length}."
-            )
-        timed = [one.has_datetime_index for one in series]
-        if any(timed) and not all(timed):
-            raise ValueError(
-                f"Series {timed.index(False)} has no timestamps (its index is a RangeIndex) but "
-                f"series {timed.index(True)} has: give all of them a DatetimeIndex, or none."
-            )
-        self._uses_stamps = all(timed)
 
     @property
     def _dataset_params(self) -> dict[str, Any]:
@@ -474,13 +383,10 @@ class KronosModel(MixedCovariatesTorchModel):
 
     def _init_model(self, trainer: pl.Trainer | None = None) -> KronosModule:
         # Darts takes the networks' precision from the series' data type; ours run in float32.
-        sample = self.train_sample
-        assert sample is not None
-        arrays = {
-            name: None if array is None else array.astype(np.float32)
-            for name, array in sample.feature_arrays().items()
-        }
-        self.train_sample = TorchTrainingSample(**arrays)
+        arrays = self.train_sample.feature_arrays()
+        self.train_sample = TorchTrainingSample(
+            **{k: None if v is None else v.astype(np.float32) for k, v in arrays.items()}
+        )
         return super()._init_model(trainer)
 
     def _create_model(self, train_sample: TorchTrainingSample) -> KronosModule:
@@ -496,16 +402,16 @@ class KronosModel(MixedCovariatesTorchModel):
                 UserWarning,
                 stacklevel=2,
             )
-        networks = _networks(self._params, n_components=len(self._components))
+        configured = networks(self._model_params, n_components=len(self._components))
         chunks = self.input_chunk_length + self.output_chunk_length
         return KronosModule(
-            tokenizer_config=as_dict(networks.tokenizer),
-            predictor_config=as_dict(networks.predictor),
+            tokenizer_config=as_dict(configured.tokenizer),
+            predictor_config=as_dict(configured.predictor),
             components=self._components,
             representation=self._representation,
-            clip=self._params["clip"],
-            max_context=self._params["max_context"] or chunks,
-            volume_dropout=self._params["volume_dropout"],
+            clip=self._model_params["clip"],
+            max_context=self._model_params["max_context"] or chunks,
+            volume_dropout=self._model_params["volume_dropout"],
             sampling=self._sampling_params,
             **(self.pl_module_params or {}),
         )
@@ -527,7 +433,7 @@ class KronosModel(MixedCovariatesTorchModel):
         epochs: int = 0,
     ) -> pl.Trainer:
         if trainer is not None:
-            _refuse_half_precision(trainer.precision)
+            refuse_half_precision(trainer.precision)
         return super()._setup_trainer(trainer, model, verbose, epochs)
 
     def _train(
@@ -543,55 +449,40 @@ class KronosModel(MixedCovariatesTorchModel):
                 f"windows, a batch {datamodule.batch_size}."
             )
         if self._retrain_tokenizer or not model.tokenizer_fitted:
-            self._train_tokenizer(trainer, model, datamodule)
+            logger.info("Stage 1 of 2: training the tokenizer.")
+            model.tokenizer.requires_grad_(True)
+            train_tokenizer(
+                TokenizerStage(
+                    model.tokenizer,
+                    model.representation,
+                    model.volume_dropout,
+                    self.tokenizer_optimizer_kwargs,
+                ),
+                datamodule,
+                batch_size=self.tokenizer_batch_size,
+                trainer_params=self.trainer_params,
+                overrides={
+                    "max_epochs": self.n_epochs_tokenizer,
+                    "enable_progress_bar": trainer.progress_bar_callback is not None,
+                    "logger": self._tokenizer_logger(),
+                    **self.tokenizer_trainer_kwargs,
+                },
+                init_trainer=self._init_trainer,
+            )
+            model.tokenizer.eval()
+            model.tokenizer_fitted.fill_(True)
         model.tokenizer.requires_grad_(False)
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
-        super()._train(trainer, model, datamodule, load_best)
-
-    def _train_tokenizer(
-        self, trainer: pl.Trainer, model: KronosModule, datamodule: TorchDataModule
-    ) -> None:
-        """Stage one, under a Lightning trainer of its own."""
-        logger.info("Stage 1 of 2: training the tokenizer.")
-        loader_kwargs = dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle)
-        windows = TorchDataModule(
-            train_dataset=datamodule.train_dataset,
-            val_dataset=datamodule.val_dataset,
-            batch_size=self.tokenizer_batch_size,
-            dataloader_kwargs=loader_kwargs,
-        )
-        params = {
-            "max_epochs": self.n_epochs_tokenizer,
-            "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "enable_progress_bar": trainer.progress_bar_callback is not None,
-            "logger": self._tokenizer_logger(),
-        }
-        inherited = {k: v for k, v in self.trainer_params.items() if k not in _NOT_FOR_STAGE_ONE}
-        params |= {k: v for k, v in inherited.items() if k != "enable_checkpointing"}
-        params |= self.tokenizer_trainer_kwargs
-        callbacks = params.pop("callbacks", None) or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if datamodule.val_dataset is not None:
-            callbacks = [*callbacks, KeepBest()]
-
-        stage = TokenizerStage(
-            model.tokenizer,
-            model.representation,
-            model.volume_dropout,
-            self.tokenizer_optimizer_kwargs,
-        )
-        model.tokenizer.requires_grad_(True)
-        self._init_trainer({**params, "callbacks": callbacks}).fit(stage, datamodule=windows)
-        model.tokenizer.eval()
-        model.tokenizer_fitted.fill_(True)
+        with warnings.catch_warnings():
+            # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
+            warnings.filterwarnings("ignore", r".*in eval mode at the start of training.*")
+            super()._train(trainer, model, datamodule, load_best)
 
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:
         """TensorBoard for stage one beside stage two's, if the user asked for it."""
-        if not self._params.get("log_tensorboard"):
+        if not self._model_params.get("log_tensorboard"):
             return False
         folder = os.path.join(self.work_dir, self.model_name)
         return TensorBoardLogger(save_dir=folder, name="", version="logs_tokenizer")
@@ -617,25 +508,15 @@ class KronosModel(MixedCovariatesTorchModel):
         ValueError
             If a name is unknown or a value out of range; nothing is changed then.
         """
-        unknown = sorted(set(changes) - set(_SAMPLING))
-        if unknown:
-            raise ValueError(
-                f"Unknown sampling parameter {', '.join(unknown)}; there are {', '.join(_SAMPLING)}."
-            )
-        _check_sampling(self._sampling_params | changes)
-        self._params.update(changes)
+        check_sampling(self._sampling_params | changes)
+        self._model_params.update(changes)
         if self.model is not None:
             self.model.hparams["sampling"] = self._sampling_params
         return self
 
     @property
-    def _params(self) -> dict[str, Any]:
-        """The parameters that the model was created with; Darts re-creates it from them."""
-        return self._model_params
-
-    @property
     def _sampling_params(self) -> dict[str, Any]:
-        return {name: self._params[name] for name in _SAMPLING}
+        return {name: self._model_params[name] for name in SAMPLING}
 
     def _build_inference_dataset(
         self,
@@ -657,18 +538,9 @@ class KronosModel(MixedCovariatesTorchModel):
                 "`num_samples`."
             )
         if not isinstance(dataset, KronosInferenceDataset):
-            if (
-                not isinstance(dataset, SequentialTorchInferenceDataset)
-                or dataset.uses_past_covariates
-                or dataset.uses_future_covariates
-            ):
-                raise ValueError(
-                    "KronosModel needs the names and timestamps of the series behind a dataset: "
-                    "pass a SequentialTorchInferenceDataset without covariates, or call `predict` "
-                    f"with the series; got {type(dataset).__name__}."
-                )
+            foreign = sequential_inference_dataset(dataset)
             dataset = self._build_inference_dataset(
-                n, dataset.series, None, None, dataset.stride, dataset.bounds
+                n, foreign.series, None, None, foreign.stride, foreign.bounds
             )
         self.model.set_sampling(**self._sampling_params)
         return super()._setup_for_predict(n=n, dataset=dataset, **kwargs)
@@ -699,17 +571,15 @@ class KronosModel(MixedCovariatesTorchModel):
     @staticmethod
     def explain_log() -> str:
         """What each value in the training log means, as text to print."""
-        lines = ["Logged for each stage as train_NAME and val_NAME, means over an epoch:", ""]
-        for name, meaning in LOG_MEANING.items():
-            lines += textwrap.wrap(f"{name:<18} {meaning}", width=96, subsequent_indent=" " * 19)
-        return "\n".join(lines)
+        return explain_log()
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
         """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""
-        if self.trainer is None and self.model is not None:
+        if self.model is not None and getattr(self, "trainer", None) is None:
             # Darts writes weights through a trainer; a model that was only loaded has none yet.
-            self.trainer = self._setup_trainer(None, self.model, verbose=False)
-            self.trainer.strategy.connect(self.model)
+            trainer = self._setup_trainer(None, self.model, verbose=False)
+            trainer.strategy.connect(self.model)
+            self.trainer = trainer
         super().save(path, clean=clean)
 
     @property
@@ -718,57 +588,13 @@ class KronosModel(MixedCovariatesTorchModel):
         own += [
             f"tokenizer_{name}" for name in ("batch_size", "optimizer_kwargs", "trainer_kwargs")
         ]
-        return super()._ckpt_skipped_params + own + list(_SAMPLING)
+        return super()._ckpt_skipped_params + own + list(SAMPLING)
 
     def _check_ckpt_parameters(self, tfm_save: KronosModel) -> None:
         super()._check_ckpt_parameters(tfm_save)
         self._components = tfm_save._components
         self._representation = tfm_save._representation
         self._uses_stamps = tfm_save._uses_stamps
-
-
-def _networks(params: Mapping[str, Any], n_components: int) -> KronosSize:
-    """The two networks' configurations that a model's parameters ask for."""
-    size = size_named(params["size"] or DEFAULT_SIZE)
-    bits = {"s1_bits": params["s1_bits"], "s2_bits": params["s2_bits"]}
-    tokenizer = override(
-        size.tokenizer,
-        n_components=n_components,
-        d_model=params["tokenizer_d_model"],
-        n_heads=params["tokenizer_n_heads"],
-        ff_dim=params["tokenizer_ff_dim"],
-        n_encoder_layers=params["tokenizer_n_layers"],
-        n_decoder_layers=params["tokenizer_n_layers"],
-        **{name: params[name] for name in ("beta", "gamma0", "gamma", "zeta")},
-        **bits,
-    )
-    shape = ("d_model", "n_heads", "n_layers", "ff_dim")
-    dropouts = ("ffn_dropout", "attn_dropout", "resid_dropout", "token_dropout")
-    own = {name: params[name] for name in shape + dropouts}
-    return KronosSize(tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
-
-
-def _check_sampling(params: Mapping[str, Any]) -> None:
-    Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
-    check_point_forecast(params["point_forecast"], params["num_point_samples"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _require_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
-
-
-def _refuse_half_precision(precision: object) -> None:
-    text = str(precision)
-    if text.endswith("-true") and "16" in text:
-        raise ValueError(
-            f"Trainer precision {precision!r} is not supported: it would round prices and rotary "
-            "tables to 16 bits. Use '32-true', or 'bf16-mixed' for mixed precision."
-        )
 
 
 # Darts loads no classes from outside its own package unless they are registered.

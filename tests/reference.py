@@ -1,4 +1,4 @@
-"""The original networks (as `kronos-finance` ships them), with random weights, and ours from them."""
+"""The original networks, as `kronos-finance` ships them, with random weights, and ours."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The networks: tokenizer, quantizer, predictor. They know torch, and nothing of Darts or pandas."""
+"""The networks: tokenizer, quantizer, predictor. They know torch, not Darts or pandas."""

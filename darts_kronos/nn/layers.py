@@ -13,7 +13,7 @@ Every causal layer works in three ways that give the same numbers:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -274,10 +274,15 @@ class CausalStack(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head_width = head_width
 
+    def _iterate(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (B, T, D) of whole windows."""
         rotary = rotary_table(x.shape[-2], self.head_width, x.device)
-        for block in self.blocks:
+        for block in self._iterate():
             x = block(x, rotary)
         return x
 
@@ -287,7 +292,7 @@ class CausalStack(nn.Module):
         rotary = rotary_table(T + capacity, self.head_width, x.device)
         cache = Cache(prefix_length=T, capacity=capacity, rotary=rotary)
         of_window = (rotary[0][:T], rotary[1][:T])
-        for block in self.blocks:
+        for block in self._iterate():
             x, kept = block.prefill(x, of_window)
             cache.layers.append(LayerCache(prefix=kept))
         return x, cache
@@ -300,6 +305,6 @@ class CausalStack(nn.Module):
         start = cache.prefix_length + cache.path_length
         new = slice(start, start + x.shape[-2])
         rotary = (cache.rotary[0][new], cache.rotary[1][new])
-        for block, layer_cache in zip(self.blocks, cache.layers, strict=False):
+        for block, layer_cache in zip(self._iterate(), cache.layers, strict=False):
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

@@ -68,7 +68,7 @@ class BinarySphericalQuantizer(nn.Module):
         return straight_through * z.shape[-1] ** -0.5, unit
 
     def loss(self, code: Tensor, unit: Tensor) -> Tensor:
-        """Loss (a scalar, maybe negative) of corners and unit vectors, as ``forward`` gives them."""
+        """The loss, a scalar that may be negative, of what ``forward`` gives."""
         n_bits = unit.shape[-1]
         commitment = ((code.detach() - unit) ** 2).sum(dim=-1).mean()
         p = torch.sigmoid(-4.0 * unit * n_bits**-0.5)

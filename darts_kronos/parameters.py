@@ -1,0 +1,152 @@
+"""The parameters of a KronosModel: defaults, checks, and the networks they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from darts_kronos.generation import Sampling
+from darts_kronos.module import check_point_forecast
+from darts_kronos.nn.config import KronosSize, override, size_named
+from darts_kronos.representation import REPRESENTATIONS
+
+DEFAULT_SIZE = "nano"
+DEFAULT_EPOCHS = 10
+DEFAULT_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+DEFAULT_TOKENIZER_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+GRADIENT_CLIP = 3.0
+
+_NOT_FOR_KRONOS = {
+    "add_encoders": "calendar stamps come from the series' own index",
+    "loss_fn": "it is trained on the cross entropy of tokens",
+    "use_reversible_instance_norm": "`representation` says how bars are normalised",
+    "likelihood": "its forecasts are joint sample paths: ask for them with `num_samples`",
+    "torch_metrics": "it is trained on tokens; use Darts' metrics on its forecasts",
+    "enable_finetuning": "it is for models that start from released weights",
+}
+"""Darts parameters that have no meaning here, and why."""
+
+SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "point_forecast",
+    "num_point_samples",
+    "valid_candles",
+)
+
+
+def check_parameters(params: Mapping[str, Any]) -> None:
+    """Check a model's parameters, before Darts sees them.
+
+    Parameters
+    ----------
+    params
+        All parameters by name, those that Darts takes included.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range or has no meaning for Kronos; the message says what is allowed.
+    """
+    for name, why in _NOT_FOR_KRONOS.items():
+        given = params.get(name)
+        if given is not None and (given is not False or name == "enable_finetuning"):
+            raise ValueError(f"`{name}` is not supported by KronosModel: {why}.")
+    for name, least in {
+        "input_chunk_length": 1,
+        "output_chunk_length": 1,
+        "n_epochs_tokenizer": 1,
+        "tokenizer_batch_size": 1,
+    }.items():
+        _require_int(name, params[name], least)
+    if params["max_context"] is not None:
+        _require_int("max_context", params["max_context"], 2)
+    if params["output_chunk_shift"] != 0:
+        raise ValueError(
+            f"`output_chunk_shift` must be 0, got {params['output_chunk_shift']!r}: sample paths "
+            "start with the bar after the context."
+        )
+    representation = params["representation"]
+    if representation is not None and representation not in REPRESENTATIONS:
+        raise ValueError(
+            f"`representation` must be one of {', '.join(map(repr, REPRESENTATIONS))} or None, "
+            f"got {representation!r}."
+        )
+    clip, volume_dropout = params["clip"], params["volume_dropout"]
+    if not _is_number(clip) or not clip > 0:
+        raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
+    if not _is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
+        raise ValueError(f"`volume_dropout` must be a number in [0, 1], got {volume_dropout!r}.")
+    for name in ("pl_trainer_kwargs", "tokenizer_trainer_kwargs", "tokenizer_optimizer_kwargs"):
+        given = params.get(name)
+        if given is not None and not isinstance(given, dict):
+            raise ValueError(f"`{name}` must be a dict or None, got {given!r}.")
+        refuse_half_precision((given or {}).get("precision"))
+    check_sampling({name: params[name] for name in SAMPLING})
+    networks(params, n_components=1)
+
+
+def networks(params: Mapping[str, Any], n_components: int) -> KronosSize:
+    """The two networks' configurations that a model's parameters ask for."""
+    size = size_named(params["size"] or DEFAULT_SIZE)
+    bits = {"s1_bits": params["s1_bits"], "s2_bits": params["s2_bits"]}
+    tokenizer = override(
+        size.tokenizer,
+        n_components=n_components,
+        d_model=params["tokenizer_d_model"],
+        n_heads=params["tokenizer_n_heads"],
+        ff_dim=params["tokenizer_ff_dim"],
+        n_encoder_layers=params["tokenizer_n_layers"],
+        n_decoder_layers=params["tokenizer_n_layers"],
+        **{name: params[name] for name in ("beta", "gamma0", "gamma", "zeta")},
+        **bits,
+    )
+    shape = ("d_model", "n_heads", "n_layers", "ff_dim")
+    dropouts = ("ffn_dropout", "attn_dropout", "resid_dropout", "token_dropout")
+    own = {name: params[name] for name in shape + dropouts}
+    return KronosSize(tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
+
+
+def check_sampling(params: Mapping[str, Any]) -> None:
+    """Check the parameters named in ``SAMPLING``.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range, or another is among them.
+    """
+    unknown = sorted(set(params) - set(SAMPLING))
+    if unknown:
+        raise ValueError(
+            f"Unknown sampling parameter {', '.join(unknown)}; there are {', '.join(SAMPLING)}."
+        )
+    Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
+    check_point_forecast(params["point_forecast"], params["num_point_samples"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+
+
+def refuse_half_precision(precision: object) -> None:
+    """Refuse a trainer precision that casts the networks themselves to 16 bits.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is one.
+    """
+    text = str(precision)
+    if text.endswith("-true") and "16" in text:
+        raise ValueError(
+            f"Trainer precision {precision!r} is not supported: it would round prices and rotary "
+            "tables to 16 bits. Use '32-true', or 'bf16-mixed' for mixed precision."
+        )

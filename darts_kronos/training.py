@@ -1,0 +1,148 @@
+"""What both stages of training share: windows, schedule, and the log.
+
+Shapes by letter: B windows, T bars of the context, n bars of the horizon, C components,
+V entries of a codebook.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics import Metric
+
+from darts_kronos.representation import Representation
+
+WARM_UP = 0.03
+"""Share of a one-cycle schedule in which the learning rate rises, from a tenth of its peak."""
+
+LOG_MEANING = {
+    "loss": "what the stage minimises: tokenizer (recon_loss_s1 + recon_loss + vq_loss) / 2, "
+    "predictor (s1_loss + s2_loss) / 2",
+    "vq_loss": "tokenizer: distance of a bar's code from its corner, plus the uncertainty of "
+    "single codes, minus the entropy of the codebook. It may be negative, and falls below 0 when "
+    "many codes are in use: the entropy term rewards a used codebook",
+    "recon_loss_s1": "tokenizer: mean squared error of bars rebuilt from the coarse token alone, "
+    "in normalised units; lower is better",
+    "recon_loss": "tokenizer: the same from both tokens; below recon_loss_s1 once the fine token "
+    "carries something",
+    "s1_loss": "predictor: cross entropy of the next bar's coarse token in nats; guessing costs "
+    "s1_bits * 0.693; exp of it is the perplexity",
+    "s2_loss": "predictor: the same for the fine token, given the true coarse one",
+    "codebook_usage_s1": "share of the coarse codebook that occurred in the epoch; near 0 it has "
+    "collapsed",
+    "codebook_usage_s2": "the same for the fine codebook",
+}
+"""What each logged value means; the log's names have `train_` or `val_` before it."""
+
+
+def explain_log() -> str:
+    """What each value in the training log means, as text to print."""
+    lines = ["Logged for each stage as train_NAME and val_NAME, means over an epoch:", ""]
+    for name, text in LOG_MEANING.items():
+        lines += textwrap.wrap(f"{name:<18} {text}", width=96, subsequent_indent=" " * 19)
+    return "\n".join(lines)
+
+
+class CodebookUsage(Metric):
+    """Share of a codebook's entries that occurred.
+
+    Parameters
+    ----------
+    n_entries
+        V, the entries of the codebook.
+    """
+
+    full_state_update = False
+
+    def __init__(self, n_entries: int):
+        super().__init__()
+        self.seen: Tensor
+        self.add_state("seen", torch.zeros(n_entries), dist_reduce_fx="max")
+
+    def update(self, tokens: Tensor) -> None:
+        """Note the tokens of any shape."""
+        self.seen[tokens.flatten()] = 1.0
+
+    def compute(self) -> Tensor:
+        """The share, a scalar in [0, 1]."""
+        return self.seen.mean()
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, trainer: pl.Trainer) -> Any:
+    """`optimizer` as Lightning wants it, with a one-cycle schedule over the trainer's steps.
+
+    The learning rate stays constant where the number of steps is not known.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        return optimizer
+    schedule = OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        # One step more than there are, so that the last one still moves the weights.
+        total_steps=int(steps) + 1,
+        pct_start=WARM_UP,
+        div_factor=10.0,
+        cycle_momentum=False,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StageLog(nn.Module):
+    """Codebook usage of both tokens, in training and validation, and the logging of a stage."""
+
+    def __init__(self, s1_bits: int, s2_bits: int):
+        super().__init__()
+        self.usage = nn.ModuleDict(
+            {
+                f"{role}_{token}": CodebookUsage(2**bits)
+                for role in ("train", "val")
+                for token, bits in (("s1", s1_bits), ("s2", s2_bits))
+            }
+        )
+
+    def write(
+        self,
+        module: pl.LightningModule,
+        role: str,
+        losses: Mapping[str, Tensor],
+        s1: Tensor,
+        s2: Tensor,
+    ) -> None:
+        """Log means over an epoch's windows, and the codebooks' usage, from within a step."""
+        kwargs: dict[str, Any] = {
+            "prog_bar": True,
+            "on_step": False,
+            "on_epoch": True,
+            "batch_size": len(s1),
+        }
+        named = {f"{role}_{name}": value.detach() for name, value in losses.items()}
+        module.log_dict(named, sync_dist=True, **kwargs)
+        for token, ids in (("s1", s1), ("s2", s2)):
+            usage = self.usage[f"{role}_{token}"]
+            assert isinstance(usage, CodebookUsage)
+            usage.update(ids)
+            module.log(f"{role}_codebook_usage_{token}", usage, **kwargs)
+
+
+def normalised_windows(
+    representation: Representation, batch: TorchTrainingBatch, volume_dropout: float
+) -> Tensor:
+    """A training batch as the tokenizer sees it, (B, T + n, C).
+
+    With probability `volume_dropout`, a window's volume and amount are as if unknown: 0.
+    """
+    bars = torch.cat((batch.past_target, batch.future_target), dim=1)
+    normalised, _ = representation.encode(bars, batch.past_target.shape[1])
+    if volume_dropout > 0 and representation.volumes:
+        dropped = torch.rand(len(bars), 1, 1, device=bars.device) < volume_dropout
+        volumes = normalised[..., representation.volumes]
+        normalised[..., representation.volumes] = volumes.masked_fill(dropped, 0.0)
+    return normalised
