@@ -26,8 +26,8 @@ LOG_MEANING = {
     "loss": "what the stage minimises: tokenizer (recon_loss_s1 + recon_loss + vq_loss) / 2, "
     "predictor (s1_loss + s2_loss) / 2",
     "vq_loss": "tokenizer: distance of a bar's code from its corner, plus the uncertainty of "
-    "single codes, minus the entropy of the codebook. It may be negative, and falls below 0 when "
-    "many codes are in use: the entropy term rewards a used codebook",
+    "single codes, minus the entropy of the codebook. It may be negative: the entropy term rewards "
+    "a used codebook, so the lower it is, the more codes are in use",
     "recon_loss_s1": "tokenizer: mean squared error of bars rebuilt from the coarse token alone, "
     "in normalised units; lower is better",
     "recon_loss": "tokenizer: the same from both tokens; below recon_loss_s1 once the fine token "
