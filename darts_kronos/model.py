@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from darts import TimeSeries
 from darts.logging import get_logger
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
@@ -34,15 +33,15 @@ from darts_kronos.datasets import (
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
-    DEFAULT_EPOCHS,
-    DEFAULT_OPTIMIZER,
-    DEFAULT_TOKENIZER_OPTIMIZER,
     GRADIENT_CLIP,
     SAMPLING,
     check_parameters,
     check_sampling,
     networks,
+    predictor_epochs,
     refuse_half_precision,
+    tokenizer_epochs,
+    with_defaults,
 )
 from darts_kronos.tokenizer_stage import TokenizerStage, train_tokenizer
 from darts_kronos.training import explain_log
@@ -101,7 +100,9 @@ class KronosModel(MixedCovariatesTorchModel):
         Probability that a training window's volume and amount are hidden, so that the model also
         works without them.
     n_epochs_tokenizer
-        Epochs of the tokenizer stage. `n_epochs` are those of the predictor stage.
+        Epochs of the tokenizer stage. `n_epochs`, of Darts, are those of the predictor stage.
+        If not given, a stage takes as many as make enough steps: 4 epochs and 500 steps of the
+        tokenizer, 2 and 140 of the predictor, at most 50 epochs of a small set.
     tokenizer_batch_size
         Windows in a batch of the tokenizer stage: it gains from many small steps.
     tokenizer_optimizer_kwargs
@@ -176,7 +177,7 @@ class KronosModel(MixedCovariatesTorchModel):
         zeta: float | None = None,
         clip: float = 5.0,
         volume_dropout: float = 0.05,
-        n_epochs_tokenizer: int = 10,
+        n_epochs_tokenizer: int | None = None,
         tokenizer_batch_size: int = 16,
         tokenizer_optimizer_kwargs: dict[str, Any] | None = None,
         tokenizer_trainer_kwargs: dict[str, Any] | None = None,
@@ -189,19 +190,12 @@ class KronosModel(MixedCovariatesTorchModel):
         **kwargs: Any,
     ):
         check_parameters(self.model_params)
-        params = {"n_epochs": DEFAULT_EPOCHS, **self.model_params}
-        if params.get("optimizer_cls") is None:
-            params["optimizer_cls"] = torch.optim.AdamW
-            params["optimizer_kwargs"] = DEFAULT_OPTIMIZER | (params.get("optimizer_kwargs") or {})
+        params = with_defaults(self.model_params)
         super().__init__(**self._extract_torch_model_params(**params))
         self.pl_module_params = self._extract_pl_module_params(**params)
 
-        self.n_epochs_tokenizer = n_epochs_tokenizer
-        self.tokenizer_batch_size = tokenizer_batch_size
-        self.tokenizer_optimizer_kwargs = DEFAULT_TOKENIZER_OPTIMIZER | (
-            tokenizer_optimizer_kwargs or {}
-        )
-        self.tokenizer_trainer_kwargs = dict(tokenizer_trainer_kwargs or {})
+        self.tokenizer_optimizer_kwargs = params["tokenizer_optimizer_kwargs"]
+        self.tokenizer_trainer_kwargs = params["tokenizer_trainer_kwargs"]
         self._retrain_tokenizer = False
         # Darts sets these; the type checker cannot see it.
         self.train_sample: TorchTrainingSample
@@ -316,12 +310,12 @@ class KronosModel(MixedCovariatesTorchModel):
         ValueError
             If a dataset is of another kind, or holds covariates or weights.
         """
-        datasets = [
-            dataset if dataset is None else self._own_train_dataset(dataset)
-            for dataset in (train_dataset, val_dataset)
-        ]
+        windows = self._own_train_dataset(train_dataset)
+        if epochs <= 0:
+            epochs = predictor_epochs(self._model_params, len(windows), self.batch_size)
         return super().fit_from_dataset(
-            *datasets,
+            windows,
+            None if val_dataset is None else self._own_train_dataset(val_dataset),
             trainer=trainer,
             verbose=verbose,
             epochs=epochs,
@@ -459,10 +453,12 @@ class KronosModel(MixedCovariatesTorchModel):
                     self.tokenizer_optimizer_kwargs,
                 ),
                 datamodule,
-                batch_size=self.tokenizer_batch_size,
+                batch_size=self._model_params["tokenizer_batch_size"],
                 trainer_params=self.trainer_params,
                 overrides={
-                    "max_epochs": self.n_epochs_tokenizer,
+                    "max_epochs": tokenizer_epochs(
+                        self._model_params, len(datamodule.train_dataset)
+                    ),
                     "enable_progress_bar": trainer.progress_bar_callback is not None,
                     "logger": self._tokenizer_logger(),
                     **self.tokenizer_trainer_kwargs,

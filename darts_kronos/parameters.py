@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 
 from darts_kronos.generation import Sampling
 from darts_kronos.module import check_point_forecast
@@ -13,9 +16,17 @@ from darts_kronos.nn.config import KronosSize, override, size_named
 from darts_kronos.representation import REPRESENTATIONS
 
 DEFAULT_SIZE = "nano"
-DEFAULT_EPOCHS = 10
-DEFAULT_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-DEFAULT_TOKENIZER_OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+
+PREDICTOR_EPOCHS, PREDICTOR_STEPS = 2, 140
+TOKENIZER_EPOCHS, TOKENIZER_STEPS = 4, 500
+"""Training that is enough where the user does not say: so many epochs and steps at least."""
+
+MOST_EPOCHS = 50
+"""Bound on the epochs that a small set gets to make those steps."""
+
+ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.1}
+"""Values of both stages' optimiser beside the learning rate, as published."""
+
 GRADIENT_CLIP = 3.0
 
 _NOT_FOR_KRONOS = {
@@ -58,12 +69,12 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     for name, least in {
         "input_chunk_length": 1,
         "output_chunk_length": 1,
-        "n_epochs_tokenizer": 1,
         "tokenizer_batch_size": 1,
     }.items():
         _require_int(name, params[name], least)
-    if params["max_context"] is not None:
-        _require_int("max_context", params["max_context"], 2)
+    for name, least in {"max_context": 2, "n_epochs_tokenizer": 1}.items():
+        if params[name] is not None:
+            _require_int(name, params[name], least)
     if params["output_chunk_shift"] != 0:
         raise ValueError(
             f"`output_chunk_shift` must be 0, got {params['output_chunk_shift']!r}: sample paths "
@@ -107,7 +118,44 @@ def networks(params: Mapping[str, Any], n_components: int) -> KronosSize:
     shape = ("d_model", "n_heads", "n_layers", "ff_dim")
     dropouts = ("ffn_dropout", "attn_dropout", "resid_dropout", "token_dropout")
     own = {name: params[name] for name in shape + dropouts}
-    return KronosSize(tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
+    return replace(size, tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
+
+
+def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with the epochs and the optimisers of both stages that are not given."""
+    size = size_named(params["size"] or DEFAULT_SIZE)
+    tokenizer = {"lr": size.tokenizer_lr, **ADAMW, **(params["tokenizer_optimizer_kwargs"] or {})}
+    filled = {
+        "n_epochs": PREDICTOR_EPOCHS,
+        **params,
+        "tokenizer_optimizer_kwargs": tokenizer,
+        "tokenizer_trainer_kwargs": dict(params["tokenizer_trainer_kwargs"] or {}),
+    }
+    if filled.get("optimizer_cls") is None:
+        given = params.get("optimizer_kwargs") or {}
+        filled["optimizer_cls"] = torch.optim.AdamW
+        filled["optimizer_kwargs"] = {"lr": size.predictor_lr, **ADAMW, **given}
+    return filled
+
+
+def tokenizer_epochs(params: Mapping[str, Any], n_windows: int) -> int:
+    """Epochs of the tokenizer stage: those given, or enough for a set of `n_windows`."""
+    given: int | None = params["n_epochs_tokenizer"]
+    if given is not None:
+        return given
+    return _enough(n_windows, params["tokenizer_batch_size"], TOKENIZER_EPOCHS, TOKENIZER_STEPS)
+
+
+def predictor_epochs(params: Mapping[str, Any], n_windows: int, batch_size: int) -> int:
+    """Epochs of the predictor stage that are enough for `n_windows`; 0 if the user gave some."""
+    if "n_epochs" in params or "max_epochs" in (params.get("pl_trainer_kwargs") or {}):
+        return 0
+    return _enough(n_windows, batch_size, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
+
+
+def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:
+    steps_per_epoch = ceil(n_windows / batch_size)
+    return max(epochs, min(MOST_EPOCHS, ceil(steps / steps_per_epoch)))
 
 
 def check_sampling(params: Mapping[str, Any]) -> None:

@@ -165,16 +165,21 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KronosSize:
-    """A pair of networks that go together.
+    """A pair of networks that go together, and how fast to train them from scratch.
 
     Attributes
     ----------
     tokenizer, predictor
         Configurations of the two networks.
+    tokenizer_lr, predictor_lr
+        Peak learning rates from scratch. Those of the predictors "small", "base" and "large" are
+        published; the others are ours.
     """
 
     tokenizer: TokenizerConfig
     predictor: PredictorConfig
+    tokenizer_lr: float
+    predictor_lr: float
 
 
 _PUBLISHED_TOKENIZER = TokenizerConfig()
@@ -196,11 +201,14 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
                 n_heads=4,
                 n_layers=3,
                 ff_dim=192,
-                ffn_dropout=0.1,
-                resid_dropout=0.1,
+                ffn_dropout=0.2,
+                resid_dropout=0.2,
+                token_dropout=0.1,
                 s1_bits=7,
                 s2_bits=7,
             ),
+            tokenizer_lr=3e-3,
+            predictor_lr=3e-3,
         ),
         # Published: arXiv 2508.02739, table of model sizes, and the released configurations.
         "mini": KronosSize(
@@ -208,6 +216,8 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
             predictor=PredictorConfig(
                 d_model=256, n_heads=4, n_layers=4, ff_dim=512, ffn_dropout=0.2, resid_dropout=0.2
             ),
+            tokenizer_lr=1e-3,
+            predictor_lr=1e-3,
         ),
         "small": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
@@ -221,6 +231,8 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
                 resid_dropout=0.25,
                 token_dropout=0.1,
             ),
+            tokenizer_lr=1e-3,
+            predictor_lr=1e-3,
         ),
         "base": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
@@ -232,10 +244,14 @@ SIZES: Mapping[str, KronosSize] = MappingProxyType(
                 ffn_dropout=0.2,
                 resid_dropout=0.2,
             ),
+            tokenizer_lr=1e-3,
+            predictor_lr=5e-4,
         ),
         "large": KronosSize(
             tokenizer=_PUBLISHED_TOKENIZER,
             predictor=PredictorConfig(d_model=1664, n_heads=32, n_layers=18, ff_dim=3072),
+            tokenizer_lr=1e-3,
+            predictor_lr=2e-4,
         ),
     }
 )

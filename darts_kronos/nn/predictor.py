@@ -26,6 +26,9 @@ from darts_kronos.nn.layers import (
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
 
+S2_QUERY_GAIN = 2.0
+"""Standard deviation of the logits with which a new s2 attention looks at the bars."""
+
 
 class PredictorLoss(NamedTuple):
     """The predictor's loss and its parts, scalars in nats: ``loss = (s1_loss + s2_loss) / 2``."""
@@ -145,7 +148,12 @@ class KronosPredictor(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw initial weights as published: Xavier normal, zero biases, tables of std D**-0.5."""
+        """Draw initial weights: Xavier normal, zero biases, tables of std D**-0.5, as published.
+
+        But for the query of the s2 attention. Its input, an unscaled table, is so small that the
+        published draw attends to all bars alike, and s1 hardly reaches s2; it is drawn larger.
+        ``benchmarks/s2_conditioning.py`` measures the difference.
+        """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 # Fused projections are drawn part by part: each part is a matrix of its own.
@@ -156,6 +164,7 @@ class KronosPredictor(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+        self.s2_conditioning.query.weight.mul_(S2_QUERY_GAIN * self.config.d_model**0.5)
 
     def _embed(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
         x = self.tokens(s1, s2)
