@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from darts import TimeSeries
@@ -20,56 +21,95 @@ MIN_RETURNS_CONTEXT = 3
 """Bars of context that a volatility of close returns takes: two returns."""
 
 
-class KronosTrainingDataset(SequentialTorchTrainingDataset):
-    """Windows of context and horizon for training, with both parts' calendar stamps.
+@dataclass(frozen=True, kw_only=True)
+class WindowRules:
+    """What a model asks of the series that its windows are cut from.
 
     Parameters
     ----------
-    series
-        The series; all are checked here, before anything is trained.
     components
-        Names of the components, in the networks' order; the windows have it.
+        Names of the components, in the networks' order.
     input_chunk_length, output_chunk_length
         Bars of context and of horizon.
     with_stamps
         Whether the windows carry calendar stamps.
     positive_prices
         Whether a price that is not above 0 is refused.
+    """
+
+    components: Sequence[str]
+    input_chunk_length: int
+    output_chunk_length: int
+    with_stamps: bool
+    positive_prices: bool
+
+    def check(
+        self, i: int, series: TimeSeries, needed: int, purpose: str, used: slice
+    ) -> list[int]:
+        """Check series `i`, and say where each of the components is among its own.
+
+        Raises
+        ------
+        ValueError
+            If it has other components, fewer than `needed` bars or, among its bars in `used`, a
+            value that is not finite or, where they must be positive, a price that is not; the
+            message says which and where.
+        """
+        try:
+            order = positions(list(series.components), self.components)
+        except ValueError as error:
+            raise ValueError(f"Series {i}: {error}") from error
+        if len(series) < needed:
+            raise ValueError(
+                f"Series {i} is too short to {purpose}: it has {len(series)} bars, "
+                f"at least {needed} are needed."
+            )
+        _check_values(i, series, used, self.positive_prices)
+        return order
+
+    def stamps(self, series: Sequence[TimeSeries], ahead: int) -> list[TimeSeries] | None:
+        """Calendar stamps of all series and `ahead` bars past each, if the model takes them."""
+        return _all_stamps(series, ahead) if self.with_stamps else None
+
+
+class KronosTrainingDataset(SequentialTorchTrainingDataset):
+    """Windows of context and horizon for training, with both parts' calendar stamps.
+
+    Parameters
+    ----------
+    series
+        The series; all are checked here, before anything is trained. The windows hold their
+        components in the networks' order.
+    rules
+        What the series must be.
     stride, max_samples_per_ts
         See Darts' ``SequentialTorchTrainingDataset``.
 
     Raises
     ------
     ValueError
-        If a series has other components, is too short, holds a value that is not finite or, where
-        they must be positive, a price that is not; the message says which and where.
+        If a series breaks the rules.
     """
 
     def __init__(
         self,
         series: Sequence[TimeSeries],
+        rules: WindowRules,
         *,
-        components: Sequence[str],
-        input_chunk_length: int,
-        output_chunk_length: int,
-        with_stamps: bool,
-        positive_prices: bool,
         stride: int = 1,
         max_samples_per_ts: int | None = None,
     ):
         ordered = []
+        length = rules.input_chunk_length + rules.output_chunk_length
         for i, one in enumerate(series):
-            names = list(one.components)
-            order = _positions(i, names, components)
-            _check_length(i, one, input_chunk_length + output_chunk_length, "train on")
-            _check_values(i, one, slice(None), positive_prices)
+            order = rules.check(i, one, length, "train on", slice(None))
             in_order = order == sorted(order)
-            ordered.append(one if in_order else one[[names[j] for j in order]])
+            ordered.append(one if in_order else one[[one.components[j] for j in order]])
         super().__init__(
             series=ordered,
-            future_covariates=_all_stamps(ordered, 0) if with_stamps else None,
-            input_chunk_length=input_chunk_length,
-            output_chunk_length=output_chunk_length,
+            future_covariates=rules.stamps(ordered, 0),
+            input_chunk_length=rules.input_chunk_length,
+            output_chunk_length=rules.output_chunk_length,
             stride=stride,
             max_samples_per_ts=max_samples_per_ts,
             use_static_covariates=False,
@@ -86,54 +126,42 @@ class KronosInferenceDataset(SequentialTorchInferenceDataset):
     ----------
     series
         The series; the bars that are used are checked here.
-    components
-        Names of the components that each series must have.
+    rules
+        What the series must be.
     n
         Bars to forecast.
-    input_chunk_length, output_chunk_length
-        Bars of context and of horizon.
-    with_stamps
-        Whether the windows carry calendar stamps.
-    positive_prices
-        Whether a price that is not above 0 is refused.
     stride, bounds
         See Darts' ``SequentialTorchInferenceDataset``.
 
     Raises
     ------
     ValueError
-        As the training windows do, and if a series lacks the timestamps that the model needs.
+        If a series breaks the rules, or lacks the timestamps that the model needs.
     """
 
     def __init__(
         self,
         series: Sequence[TimeSeries],
+        rules: WindowRules,
         *,
-        components: Sequence[str],
         n: int,
-        input_chunk_length: int,
-        output_chunk_length: int,
-        with_stamps: bool,
-        positive_prices: bool,
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ):
+        context = rules.input_chunk_length
         for i, one in enumerate(series):
-            _positions(i, list(one.components), components)
-            _check_length(i, one, input_chunk_length, "forecast from")
             # With bounds, forecasts start at `first` to `last`; each needs a context before it.
             first, last = (len(one), len(one)) if bounds is None else bounds[i]
-            used = slice(max(0, int(first) - input_chunk_length), int(last))
-            _check_values(i, one, used, positive_prices)
-        ahead = max(n, output_chunk_length)
+            used = slice(max(0, int(first) - context), int(last))
+            rules.check(i, one, context, "forecast from", used)
         super().__init__(
             series=series,
-            future_covariates=_all_stamps(series, ahead) if with_stamps else None,
+            future_covariates=rules.stamps(series, max(n, rules.output_chunk_length)),
             n=n,
             stride=stride,
             bounds=bounds,
-            input_chunk_length=input_chunk_length,
-            output_chunk_length=output_chunk_length,
+            input_chunk_length=context,
+            output_chunk_length=rules.output_chunk_length,
             use_static_covariates=False,
         )
 
@@ -238,21 +266,6 @@ def _prices_are_positive(series: Sequence[TimeSeries]) -> bool:
 
 def _price_columns(series: TimeSeries) -> list[int]:
     return [i for i, name in enumerate(series.components) if canonical(name) in PRICES]
-
-
-def _positions(i: int, names: Sequence[str], components: Sequence[str]) -> list[int]:
-    try:
-        return positions(names, components)
-    except ValueError as error:
-        raise ValueError(f"Series {i}: {error}") from error
-
-
-def _check_length(i: int, series: TimeSeries, needed: int, purpose: str) -> None:
-    if len(series) < needed:
-        raise ValueError(
-            f"Series {i} is too short to {purpose}: it has {len(series)} bars, "
-            f"at least {needed} are needed."
-        )
 
 
 def _check_values(i: int, series: TimeSeries, used: slice, positive_prices: bool) -> None:

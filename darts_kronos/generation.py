@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from darts_kronos.nn.config import is_number
 from darts_kronos.nn.layers import Cache
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -47,13 +48,13 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 < self.temperature < float("inf"):
+        if not is_number(self.temperature) or not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be a number > 0, got {self.temperature!r}.")
         if self.top_k is not None and (
             not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
         ):
             raise ValueError(f"`top_k` must be an integer >= 1 or None, got {self.top_k!r}.")
-        if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
+        if self.top_p is not None and (not is_number(self.top_p) or not 0 < self.top_p <= 1):
             raise ValueError(f"`top_p` must be a number in (0, 1] or None, got {self.top_p!r}.")
 
     @property
@@ -76,10 +77,6 @@ class Sampling:
         drawn = torch.multinomial(logits.softmax(dim=-1).flatten(0, -2), 1)
         drawn = drawn.view(*logits.shape[:-1], 1)
         return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:

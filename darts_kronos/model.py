@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from darts_kronos.datasets import (
     KronosInferenceDataset,
     KronosTrainingDataset,
+    WindowRules,
     learn_series,
     sequential_inference_dataset,
     sequential_training_dataset,
@@ -33,7 +34,7 @@ from darts_kronos.datasets import (
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
-    GRADIENT_CLIP,
+    PREDICTOR_GRADIENT_CLIP,
     SAMPLING,
     check_parameters,
     check_sampling,
@@ -353,14 +354,16 @@ class KronosModel(MixedCovariatesTorchModel):
             )
 
     @property
-    def _dataset_params(self) -> dict[str, Any]:
-        return {
-            "components": self._components,
-            "input_chunk_length": self.input_chunk_length,
-            "output_chunk_length": self.output_chunk_length,
-            "with_stamps": self._uses_stamps,
-            "positive_prices": self._representation == "returns",
-        }
+    def _window_rules(self) -> WindowRules:
+        assert self._components is not None
+        assert self._uses_stamps is not None
+        return WindowRules(
+            components=self._components,
+            input_chunk_length=self.input_chunk_length,
+            output_chunk_length=self.output_chunk_length,
+            with_stamps=self._uses_stamps,
+            positive_prices=self._representation == "returns",
+        )
 
     def _build_train_dataset(
         self,
@@ -372,7 +375,7 @@ class KronosModel(MixedCovariatesTorchModel):
         stride: int = 1,
     ) -> KronosTrainingDataset:
         return KronosTrainingDataset(
-            series, stride=stride, max_samples_per_ts=max_samples_per_ts, **self._dataset_params
+            series, self._window_rules, stride=stride, max_samples_per_ts=max_samples_per_ts
         )
 
     def _init_model(self, trainer: pl.Trainer | None = None) -> KronosModule:
@@ -469,7 +472,7 @@ class KronosModel(MixedCovariatesTorchModel):
             model.tokenizer_fitted.fill_(True)
         model.tokenizer.requires_grad_(False)
         if trainer.gradient_clip_val is None:
-            trainer.gradient_clip_val = GRADIENT_CLIP
+            trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
         with warnings.catch_warnings():
             # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
@@ -523,9 +526,7 @@ class KronosModel(MixedCovariatesTorchModel):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> KronosInferenceDataset:
-        return KronosInferenceDataset(
-            series, n=n, stride=stride, bounds=bounds, **self._dataset_params
-        )
+        return KronosInferenceDataset(series, self._window_rules, n=n, stride=stride, bounds=bounds)
 
     def _setup_for_predict(self, n: int, dataset: TorchInferenceDataset, **kwargs: Any) -> Any:
         if kwargs.get("mc_dropout"):

@@ -12,7 +12,7 @@ import torch
 
 from darts_kronos.generation import Sampling
 from darts_kronos.module import check_point_forecast
-from darts_kronos.nn.config import KronosSize, override, size_named
+from darts_kronos.nn.config import KronosSize, is_number, override, size_named
 from darts_kronos.representation import REPRESENTATIONS
 
 DEFAULT_SIZE = "nano"
@@ -27,7 +27,8 @@ MOST_EPOCHS = 50
 ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.1}
 """Values of both stages' optimiser beside the learning rate, as published."""
 
-GRADIENT_CLIP = 3.0
+PREDICTOR_GRADIENT_CLIP = 3.0
+"""Norm at which stage two clips gradients, as published."""
 
 _NOT_FOR_KRONOS = {
     "add_encoders": "calendar stamps come from the series' own index",
@@ -87,9 +88,9 @@ def check_parameters(params: Mapping[str, Any]) -> None:
             f"got {representation!r}."
         )
     clip, volume_dropout = params["clip"], params["volume_dropout"]
-    if not _is_number(clip) or not clip > 0:
+    if not is_number(clip) or not clip > 0:
         raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
-    if not _is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
+    if not is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
         raise ValueError(f"`volume_dropout` must be a number in [0, 1], got {volume_dropout!r}.")
     for name in ("pl_trainer_kwargs", "tokenizer_trainer_kwargs", "tokenizer_optimizer_kwargs"):
         given = params.get(name)
@@ -173,10 +174,6 @@ def check_sampling(params: Mapping[str, Any]) -> None:
         )
     Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
     check_point_forecast(params["point_forecast"], params["num_point_samples"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require_int(name: str, value: object, least: int) -> None:

@@ -15,7 +15,8 @@ from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import Representation
 from darts_kronos.training import StageLog, normalised_windows, one_cycle
 
-GRADIENT_CLIP = 2.0
+TOKENIZER_GRADIENT_CLIP = 2.0
+"""Norm at which stage one clips gradients, as published."""
 
 NOT_INHERITED = frozenset(
     {
@@ -140,7 +141,7 @@ def train_tokenizer(
     )
     inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
     params = {
-        "gradient_clip_val": GRADIENT_CLIP,
+        "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
         "enable_checkpointing": False,
         "enable_model_summary": False,
         **inherited,

@@ -19,6 +19,11 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is an int or a float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _require_positive_ints(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
@@ -29,9 +34,9 @@ def _require_positive_ints(config: object, names: tuple[str, ...]) -> None:
 def _require_probabilities(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(
-            is_number and 0.0 <= value < 1.0, f"`{name}` must be a number in [0, 1), got {value!r}."
+            is_number(value) and 0.0 <= value < 1.0,
+            f"`{name}` must be a number in [0, 1), got {value!r}.",
         )
 
 
@@ -110,7 +115,7 @@ class TokenizerConfig:
         for name in ("beta", "gamma0", "gamma", "zeta"):
             value = getattr(self, name)
             _require(
-                isinstance(value, (int, float)) and value >= 0,
+                is_number(value) and value >= 0,
                 f"`{name}` must be a number >= 0, got {value!r}.",
             )
 
