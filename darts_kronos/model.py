@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 from darts import TimeSeries
 from darts.logging import get_logger
@@ -36,6 +37,7 @@ from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
     PREDICTOR_GRADIENT_CLIP,
     SAMPLING,
+    TRAINING_ONLY,
     check_parameters,
     check_sampling,
     networks,
@@ -44,8 +46,8 @@ from darts_kronos.parameters import (
     tokenizer_epochs,
     with_defaults,
 )
-from darts_kronos.tokenizer_stage import TokenizerStage, train_tokenizer
-from darts_kronos.training import explain_log
+from darts_kronos.tokenizer_stage import train_tokenizer
+from darts_kronos.training import explain_log, recorded
 
 logger = get_logger(__name__)
 
@@ -205,6 +207,7 @@ class KronosModel(MixedCovariatesTorchModel):
         self._components: list[str] | None = None
         self._representation: str | None = representation
         self._uses_stamps: bool | None = None
+        self._history: list[dict[str, Any]] = []
 
     # --- training -----------------------------------------------------------------------------
 
@@ -447,15 +450,10 @@ class KronosModel(MixedCovariatesTorchModel):
             )
         if self._retrain_tokenizer or not model.tokenizer_fitted:
             logger.info("Stage 1 of 2: training the tokenizer.")
-            model.tokenizer.requires_grad_(True)
             train_tokenizer(
-                TokenizerStage(
-                    model.tokenizer,
-                    model.representation,
-                    model.volume_dropout,
-                    self.tokenizer_optimizer_kwargs,
-                ),
+                model,
                 datamodule,
+                optimizer_kwargs=self.tokenizer_optimizer_kwargs,
                 batch_size=self._model_params["tokenizer_batch_size"],
                 trainer_params=self.trainer_params,
                 overrides={
@@ -467,14 +465,13 @@ class KronosModel(MixedCovariatesTorchModel):
                     **self.tokenizer_trainer_kwargs,
                 },
                 init_trainer=self._init_trainer,
+                history=self._history,
             )
-            model.tokenizer.eval()
-            model.tokenizer_fitted.fill_(True)
         model.tokenizer.requires_grad_(False)
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), recorded(trainer, "predictor", self._history):
             # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
             warnings.filterwarnings("ignore", r".*in eval mode at the start of training.*")
             super()._train(trainer, model, datamodule, load_best)
@@ -565,6 +562,14 @@ class KronosModel(MixedCovariatesTorchModel):
         """How the tokenizer sees bars; None until the first fit if it was not given."""
         return self._representation
 
+    @property
+    def training_history(self) -> pd.DataFrame:
+        """What both stages logged: a row for each epoch, its `stage` and `epoch` (from 1) first.
+
+        Saved with the model; :func:`darts_kronos.plotting.plot_training` draws it.
+        """
+        return pd.DataFrame(self._history)
+
     @staticmethod
     def explain_log() -> str:
         """What each value in the training log means, as text to print."""
@@ -581,11 +586,7 @@ class KronosModel(MixedCovariatesTorchModel):
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
-        own = ["n_epochs_tokenizer", "volume_dropout"]
-        own += [
-            f"tokenizer_{name}" for name in ("batch_size", "optimizer_kwargs", "trainer_kwargs")
-        ]
-        return super()._ckpt_skipped_params + own + list(SAMPLING)
+        return super()._ckpt_skipped_params + list(TRAINING_ONLY + SAMPLING)
 
     def _check_ckpt_parameters(self, tfm_save: KronosModel) -> None:
         super()._check_ckpt_parameters(tfm_save)

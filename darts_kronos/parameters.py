@@ -48,6 +48,16 @@ SAMPLING = (
     "num_point_samples",
     "valid_candles",
 )
+"""Parameters that say how forecasts are drawn; they may change on a fitted model."""
+
+TRAINING_ONLY = (
+    "n_epochs_tokenizer",
+    "volume_dropout",
+    "tokenizer_batch_size",
+    "tokenizer_optimizer_kwargs",
+    "tokenizer_trainer_kwargs",
+)
+"""Parameters in which saved weights and the model that takes them may differ."""
 
 
 def check_parameters(params: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from torch import Tensor
 
+from darts_kronos.module import KronosModule
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import Representation
-from darts_kronos.training import StageLog, normalised_windows, one_cycle
+from darts_kronos.training import StageLog, TrainingHistory, normalised_windows, one_cycle
 
 TOKENIZER_GRADIENT_CLIP = 2.0
 """Norm at which stage one clips gradients, as published."""
@@ -106,24 +107,28 @@ class KeepBest(pl.Callback):
 
 
 def train_tokenizer(
-    stage: TokenizerStage,
+    module: KronosModule,
     datamodule: TorchDataModule,
     *,
+    optimizer_kwargs: dict[str, Any],
     batch_size: int,
     trainer_params: dict[str, Any],
     overrides: dict[str, Any],
     init_trainer: Callable[[dict[str, Any]], pl.Trainer],
+    history: list[dict[str, Any]],
 ) -> None:
-    """Train a tokenizer on stage two's windows, under a Lightning trainer of its own.
+    """Train a module's tokenizer on stage two's windows, under a Lightning trainer of its own.
 
     Where there are validation windows, the tokenizer ends as it was after its best epoch.
 
     Parameters
     ----------
-    stage
-        Holds the tokenizer, which is trained in place.
+    module
+        Holds the tokenizer, which is trained in place and marked as fitted.
     datamodule
         The windows of stage two.
+    optimizer_kwargs
+        Of AdamW.
     batch_size
         Windows in a batch of this stage.
     trainer_params
@@ -132,6 +137,8 @@ def train_tokenizer(
         Parameters that replace those.
     init_trainer
         Makes a trainer of parameters.
+    history
+        Takes a row of logged values for each epoch.
     """
     windows = TorchDataModule(
         train_dataset=datamodule.train_dataset,
@@ -149,6 +156,13 @@ def train_tokenizer(
     }
     callbacks = params.pop("callbacks", None) or []
     callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    callbacks.append(TrainingHistory("tokenizer", history))
     if windows.val_dataset is not None:
         callbacks.append(KeepBest())
+    tokenizer = module.tokenizer.requires_grad_(True)
+    stage = TokenizerStage(
+        tokenizer, module.representation, module.volume_dropout, optimizer_kwargs
+    )
     init_trainer({**params, "callbacks": callbacks}).fit(stage, datamodule=windows)
+    tokenizer.eval()
+    module.tokenizer_fitted.fill_(True)

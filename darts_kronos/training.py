@@ -7,7 +7,8 @@ V entries of a codebook.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -130,6 +131,42 @@ class StageLog(nn.Module):
             assert isinstance(usage, CodebookUsage)
             usage.update(ids)
             module.log(f"{role}_codebook_usage_{token}", usage, **kwargs)
+
+
+class TrainingHistory(pl.Callback):
+    """Keeps what a stage logs, a row for each epoch.
+
+    Parameters
+    ----------
+    stage
+        Name of the stage.
+    rows
+        The rows; new ones are added at the end.
+    """
+
+    def __init__(self, stage: str, rows: list[dict[str, Any]]):
+        self.stage = stage
+        self.rows = rows
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch's values."""
+        names = [f"{role}_{name}" for role in ("train", "val") for name in LOG_MEANING]
+        logged = trainer.callback_metrics
+        epoch = 1 + sum(row["stage"] == self.stage for row in self.rows)
+        values = {name: float(logged[name]) for name in names if name in logged}
+        self.rows.append({"stage": self.stage, "epoch": epoch, **values})
+
+
+@contextmanager
+def recorded(trainer: pl.Trainer, stage: str, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Let `trainer` add what it logs to `rows`; see :class:`TrainingHistory`."""
+    keeper = TrainingHistory(stage, rows)
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]
+    callbacks.append(keeper)
+    try:
+        yield
+    finally:
+        callbacks.remove(keeper)
 
 
 def normalised_windows(

@@ -324,24 +324,28 @@ class TestTraining:
             assert expected <= logged[stage]
 
     def test_losses_of_both_stages_fall(self, series):
-        curves = {"tokenizer": [], "predictor": []}
+        model = tiny_model(n_epochs=4, n_epochs_tokenizer=4).fit(series)
+        for _, stage in model.training_history.groupby("stage"):
+            losses = stage["train_loss"].to_numpy()
+            assert losses[-1] < 0.95 * losses[0]
 
-        class Watch(pl.Callback):
-            def __init__(self, stage):
-                self.stage = stage
-
-            def on_train_epoch_end(self, trainer, pl_module):
-                curves[self.stage].append(float(trainer.callback_metrics["train_loss"]))
-
-        trainer = {"accelerator": "cpu", "enable_progress_bar": False}
-        tiny_model(
-            n_epochs=4,
-            n_epochs_tokenizer=4,
-            pl_trainer_kwargs=trainer | {"callbacks": [Watch("predictor")]},
-            tokenizer_trainer_kwargs={"callbacks": [Watch("tokenizer")]},
-        ).fit(series)
-        for curve in curves.values():
-            assert curve[-1] < 0.95 * curve[0]
+    def test_the_history_keeps_what_both_stages_logged(self, series, tmp_path):
+        model = tiny_model(n_epochs=2).fit(series[:100], val_series=series[60:])
+        history = model.training_history
+        assert list(history["stage"]) == ["tokenizer", "predictor", "predictor"]
+        assert list(history["epoch"]) == [1, 1, 2]
+        tokenizer, predictor = history.iloc[0], history.iloc[-1]
+        assert np.isfinite(
+            tokenizer[["train_loss", "val_vq_loss", "val_recon_loss"]].astype(float)
+        ).all()
+        assert np.isfinite(predictor[["val_loss", "train_s2_loss"]].astype(float)).all()
+        assert np.isnan(predictor["train_vq_loss"])
+        model.save(str(tmp_path / "model.pt"))
+        loaded = KronosModel.load(str(tmp_path / "model.pt"))
+        pd.testing.assert_frame_equal(loaded.training_history, history)
+        loaded.fit(series)
+        assert list(loaded.training_history["epoch"]) == [1, 1, 2, 3, 4]
+        assert tiny_model().training_history.empty
 
     def test_stages_clip_gradients_and_use_a_one_cycle_schedule(self, series):
         seen = {}
