@@ -1,148 +1,429 @@
-"""Candles as DataFrames to TimeSeries and back, checked."""
+"""Candles in and out: CSV, Parquet and DataFrames to TimeSeries on the bar clock, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from darts import TimeSeries
+from darts.utils.utils import generate_index
+from pandas.tseries.frequencies import to_offset
+from pandas.tseries.offsets import BusinessHour
 
-from darts_kronos.components import CANDLE, PRICES, canonical
+from darts_kronos.candle_times import TIME_COLUMNS, read_timestamps
+from darts_kronos.candle_values import (
+    TOLERANCE,
+    OnInvalid,
+    check_candles,
+    check_times,
+    read_values,
+    warn_of_splits,
+)
+from darts_kronos.components import CANDLE, canonical
+from darts_kronos.trading_calendar import (
+    CALENDAR,
+    ZONE,
+    TradingCalendar,
+    calendar_of,
+    timestamps,
+    warn_past_calendar,
+)
 
-TIME_COLUMNS = ("timestamps", "timestamp", "datetime", "date", "time")
-"""Names under which the timestamps of bars are looked for, in this order; then the index."""
+__all__ = [
+    "TIME_COLUMNS",
+    "TOLERANCE",
+    "append",
+    "concat",
+    "from_dataframe",
+    "read_csv",
+    "read_parquet",
+    "timestamps",
+    "to_dataframe",
+]
 
-TOLERANCE = 1e-6
-"""Relative amount by which a high may lie below, or a low above, another price of its bar."""
-
-_SHOWN = 5
+SYMBOL = "symbol"
+"""Column that names the asset of a row, and its key in the metadata of a series."""
 
 
-def read_csv(path: str | PathLike[str]) -> TimeSeries:
-    """Read candles from a CSV file; see :func:`from_dataframe` for what it holds."""
-    return from_dataframe(pd.read_csv(path))
+def read_csv(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[TimeSeries]:
+    """Read candles from a CSV file.
+
+    Parameters
+    ----------
+    path
+        The file; see :func:`from_dataframe` for what it holds.
+    **kwargs
+        See :func:`from_dataframe`.
+
+    Examples
+    --------
+    >>> from darts_kronos import candles
+    >>> series = candles.read_csv("HK_09988_5min.csv", calendar="XHKG")
+    """
+    return from_dataframe(pd.read_csv(path), **kwargs)
 
 
-def from_dataframe(df: pd.DataFrame) -> TimeSeries:
+def read_parquet(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[TimeSeries]:
+    """Read candles from a Parquet file; see :func:`from_dataframe` for what it holds.
+
+    Parameters
+    ----------
+    path
+        The file. pandas needs pyarrow to read it.
+    **kwargs
+        See :func:`from_dataframe`.
+    """
+    return from_dataframe(pd.read_parquet(path), **kwargs)
+
+
+def from_dataframe(
+    df: pd.DataFrame,
+    *,
+    calendar: str | None = None,
+    timezone: str | None = None,
+    time_format: str | None = None,
+    future_timestamps: Sequence[Any] | pd.DatetimeIndex | None = None,
+    on_invalid: OnInvalid = "raise",
+    sort: bool = False,
+) -> TimeSeries | list[TimeSeries]:
     """Candles of a DataFrame as a series of six components.
 
-    Bars at regular times keep them as a DatetimeIndex (of local time, where a time zone is
-    known). Bars at irregular times, as of any market with nights, go on a RangeIndex.
+    Bars at regular times, such as those of a market that never closes, keep them as a
+    DatetimeIndex. Other bars are numbered (a RangeIndex), and a trading calendar in the series'
+    metadata says when the bar of a number was made or will be; :func:`timestamps` and
+    :func:`to_dataframe` look it up, for forecasts too.
+
+    Nothing is changed silently. A change of price that looks like a split of shares is warned of.
 
     Parameters
     ----------
     df
         Columns open, high, low, close and, optional, volume and amount, in any order and case;
-        timestamps in a column named in ``TIME_COLUMNS`` or in the index. Without volume, volume
-        and amount are 0; without amount, it is volume times the mean of the four prices.
+        others are ignored. Timestamps are in a column named in ``TIME_COLUMNS`` or in the index:
+        datetimes, text such as ``2019/11/26 9:35``, dates such as 20191126, or seconds or
+        milliseconds since 1970. Without volume, volume and amount are 0; without amount, it is
+        volume times the mean of the four prices. With a column ``symbol``, each symbol's rows
+        become a series of their own.
+    calendar
+        Name of an exchange's calendar, such as "XNYS" or "XHKG" (package ``exchange_calendars``):
+        bars to come are made on its sessions. None: they follow the pattern that the bars show.
+    timezone
+        Zone of timestamps that have none, and to which others are converted.
+    time_format
+        Format of timestamps that are text, as of ``pandas.to_datetime``; None finds it.
+    future_timestamps
+        Timestamps of the bars after the last, where they are known beforehand.
+    on_invalid
+        What is done about a bar whose values are wrong: "raise" refuses the frame. "repair" moves
+        a high or low to the extreme price of its bar, and a volume or amount that is missing or
+        below 0 to 0; it refuses a price that is missing or not above 0. "drop" leaves such bars
+        out. Both warn of what they did.
+    sort
+        Whether rows are sorted by time.
 
     Returns
     -------
-    TimeSeries
-        Components open, high, low, close, volume, amount; float64.
+    TimeSeries or list of TimeSeries
+        Components open, high, low, close, volume, amount; float64. A list, in the order in which
+        symbols first appear, if there is a column ``symbol``.
 
     Raises
     ------
     ValueError
-        If a column is missing or not numeric, timestamps are missing, repeated or unsorted, a
-        value is not finite, a price is not above 0, a volume or amount is below 0, or a bar is no
-        candle (high below or low above another price, by more than a relative 1e-6). The message
-        names the first rows.
+        If a column is missing or not numeric, timestamps are missing, repeated or unsorted or
+        cannot be read, a value is not finite, a price is not above 0, a volume or amount is below
+        0, a bar is no candle (high below or low above another price, by more than a relative
+        1e-6), or the bars do not lie on the exchange's sessions. The message names the first rows.
     """
     if df.empty:
         raise ValueError("The frame has no rows.")
-    times = _timestamps(df)
-    values = _values(df)
-    _check(values, times)
-    local = times.tz_localize(None)
-    regular = pd.infer_freq(local) if len(local) >= 3 else None
-    index: pd.Index = (
-        pd.DatetimeIndex(local, freq=regular) if regular else pd.RangeIndex(len(local))
+    times = read_timestamps(df, time_format, timezone)
+    values = read_values(df)
+    options: dict[str, Any] = {
+        "calendar": calendar,
+        "future_timestamps": future_timestamps,
+        "on_invalid": on_invalid,
+        "sort": sort,
+    }
+    column = next((name for name in df.columns if str(name).strip().lower() == SYMBOL), None)
+    if column is None:
+        return _series(values, times, **options)
+    symbols = df[column]
+    if symbols.isna().any():
+        raise ValueError(f"Row {int(np.argmax(symbols.isna()))} has no symbol.")
+    series = []
+    for symbol, rows in df.groupby(column, sort=False).indices.items():
+        try:
+            one = _series(values.iloc[rows], times[rows], **options)
+        except ValueError as error:
+            raise ValueError(f"Symbol {symbol!r}, rows counted within it: {error}") from error
+        series.append(one.with_metadata({**(one.metadata or {}), SYMBOL: str(symbol)}))
+    return series
+
+
+def _series(
+    values: pd.DataFrame,
+    times: pd.DatetimeIndex,
+    *,
+    calendar: str | None,
+    future_timestamps: Sequence[Any] | pd.DatetimeIndex | None,
+    on_invalid: OnInvalid,
+    sort: bool,
+) -> TimeSeries:
+    if sort:
+        order = np.argsort(times.asi8, kind="stable")
+        values, times = values.iloc[order], times[order]
+    check_times(times)
+    values, kept = check_candles(values, times, on_invalid)
+    times = times[kept]
+    warn_of_splits(values, times)
+    metadata = {}
+    index: pd.Index
+    freq = None if calendar or future_timestamps is not None else _regular_freq(times)
+    if freq is not None:
+        index = pd.DatetimeIndex(times.tz_localize(None), freq=freq)
+        if times.tz is not None:
+            metadata[ZONE] = str(times.tz)
+    else:
+        planned = None
+        if future_timestamps is not None:
+            planned = pd.DatetimeIndex(list(future_timestamps))
+            if planned.tz is None and times.tz is not None:
+                planned = planned.tz_localize(times.tz)
+        clock = TradingCalendar(times, calendar, planned)
+        if calendar is not None:
+            clock.warn_off_sessions()
+        index = pd.RangeIndex(len(times))
+        metadata[CALENDAR] = clock.to_json()
+    return TimeSeries(
+        times=index.rename("timestamps"),
+        values=values.to_numpy(),
+        components=pd.Index(CANDLE),
+        metadata=metadata or None,
+        copy=False,
     )
-    return TimeSeries.from_times_and_values(index, values.to_numpy(), columns=list(CANDLE))
 
 
-def to_dataframe(series: TimeSeries) -> pd.DataFrame:
-    """A series' candles, one row a bar; of several samples, their mean.
+def _regular_freq(times: pd.DatetimeIndex) -> str | None:
+    """Frequency with which a DatetimeIndex without time zone holds the bars and those to come."""
+    wall = times.tz_localize(None)
+    freq = pd.infer_freq(wall) if len(wall) >= 3 else None
+    # Hours of business days are regular to pandas alone.
+    if freq is None or isinstance(to_offset(freq), BusinessHour):
+        return None
+    clock_changes = times.tz is not None and times.tz.utcoffset(None) is None
+    shorter_than_a_day = wall[1] - wall[0] < pd.Timedelta(days=1)
+    return None if clock_changes and shorter_than_a_day else freq
+
+
+def append(series: TimeSeries, new_bars: TimeSeries | pd.DataFrame) -> TimeSeries:
+    """`series` with new bars at its end, the calendar kept right.
+
+    Darts' own ``append`` keeps the first calendar alone, and so forgets when the new bars were
+    made.
 
     Parameters
     ----------
     series
-        Any series; a forecast's samples are averaged.
+        T bars; its last bar is the last that its calendar knows, or the new bars are those that
+        the calendar has after it.
+    new_bars
+        Candles after them: a series, or a frame as :func:`from_dataframe` reads.
+
+    Returns
+    -------
+    TimeSeries
+        All bars, with the components, data type and metadata of `series`.
+
+    Raises
+    ------
+    ValueError
+        If the new bars have other components, do not come after the last bar, are not candles, or
+        leave a gap in a DatetimeIndex.
     """
-    values = series.all_values(copy=False).mean(axis=2)
-    return pd.DataFrame(values, index=series.time_index, columns=list(series.components))
+    if isinstance(new_bars, pd.DataFrame):
+        if new_bars.empty:
+            return series
+        read = from_dataframe(new_bars)
+        if isinstance(read, list):
+            raise ValueError("The new bars must be of one asset: the frame has a column `symbol`.")
+        new_bars = read
+    values = _in_order(new_bars, series)
+    times = timestamps(new_bars)
+    if times is None:
+        raise ValueError("The new bars have no timestamps: neither a DatetimeIndex nor a calendar.")
+    metadata = dict(series.metadata or {})
+    calendar = calendar_of(series)
+    if series.has_datetime_index:
+        _check_regular(series, times)
+    elif calendar is None:
+        raise ValueError("The series has no trading calendar: read it with candles.from_dataframe.")
+    else:
+        start = int(series.end_time()) + int(series.freq)
+        metadata[CALENDAR] = _extended(calendar, start, times).to_json()
+    return TimeSeries(
+        times=generate_index(
+            start=series.start_time(),
+            length=len(series) + len(new_bars),
+            freq=series.freq,
+            name=series.time_dim,
+        ),
+        values=np.concatenate((series.all_values(copy=False), values.astype(series.dtype))),
+        components=series.components,
+        static_covariates=series.static_covariates,
+        hierarchy=series.hierarchy,
+        metadata=metadata or None,
+        copy=False,
+    )
 
 
-def _timestamps(df: pd.DataFrame) -> pd.DatetimeIndex:
-    by_name = {str(column).strip().lower(): column for column in df.columns}
-    named = [by_name[name] for name in TIME_COLUMNS if name in by_name]
-    raw = df[named[0]] if named else df.index
-    if not named and not isinstance(df.index, pd.DatetimeIndex):
-        raise ValueError(
-            f"The frame has no timestamps: neither a column {', '.join(TIME_COLUMNS)} nor a "
-            f"DatetimeIndex; its columns are {list(df.columns)}."
-        )
-    try:
-        times = pd.DatetimeIndex(pd.to_datetime(raw))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"The timestamps cannot be read: {error}") from error
-    _refuse(np.asarray(times.isna()), times, "has no timestamp")
-    _refuse(np.asarray(times.duplicated()), times, "repeats a timestamp")
-    unsorted = np.zeros(len(times), dtype=bool)
-    unsorted[1:] = np.asarray(times[1:] < times[:-1])
-    _refuse(unsorted, times, "is earlier than the bar before it; sort the frame by time")
-    return times
+def concat(series: Sequence[TimeSeries | pd.DataFrame]) -> TimeSeries:
+    """Series of one asset, one after the other in time, as one; see :func:`append`.
+
+    Parameters
+    ----------
+    series
+        At least one; the first says components, data type and rule for bars to come.
+
+    Raises
+    ------
+    ValueError
+        If there is none, the first is no series, they are of different symbols, or one does not
+        come after those before it.
+    """
+    if not len(series) or not isinstance(series[0], TimeSeries):
+        raise ValueError("`concat` takes a sequence of at least one series.")
+    return reduce(append, series[1:], series[0])
 
 
-def _values(df: pd.DataFrame) -> pd.DataFrame:
-    by_name: dict[str, Any] = {}
-    for column in df.columns:
-        name = canonical(str(column))
-        if name in CANDLE:
-            if name in by_name:
-                raise ValueError(f"The columns {by_name[name]!r} and {column!r} have one name.")
-            by_name[name] = column
-    missing = [name for name in PRICES if name not in by_name]
+def _in_order(new_bars: TimeSeries, series: TimeSeries) -> np.ndarray:
+    """Values of new bars, in the order of the components of `series`."""
+    own, new = ([canonical(name) for name in one.components] for one in (series, new_bars))
+    missing = sorted(set(own) - set(new))
     if missing:
+        raise ValueError(f"The new bars lack {', '.join(missing)}; they have {', '.join(new)}.")
+    symbols = [(one.metadata or {}).get(SYMBOL) for one in (series, new_bars)]
+    if None not in symbols and symbols[0] != symbols[1]:
+        raise ValueError(f"The new bars are of {symbols[1]}, the series of {symbols[0]}.")
+    if new_bars.n_samples != series.n_samples:
         raise ValueError(
-            f"The frame lacks {', '.join(missing)}; its columns are {list(df.columns)}."
+            f"The new bars have {new_bars.n_samples} samples, the series {series.n_samples}."
         )
-    values = pd.DataFrame(index=df.index)
-    for name, column in by_name.items():
-        numbers = pd.to_numeric(df[column], errors="coerce")
-        text = numbers.isna() & df[column].notna()
-        if text.any():
-            first = int(np.argmax(text.to_numpy()))
-            raise ValueError(
-                f"Column {column!r} is not numeric: row {first} holds {df[column].iloc[first]!r}."
-            )
-        values[name] = numbers.astype(np.float64)
-    if "volume" not in values:
-        values["volume"] = 0.0
-        values["amount"] = 0.0
-    elif "amount" not in values:
-        values["amount"] = values["volume"] * values[list(PRICES)].mean(axis=1)
-    return values[list(CANDLE)]
+    return new_bars.all_values(copy=False)[:, [new.index(name) for name in own]]
 
 
-def _check(values: pd.DataFrame, times: pd.DatetimeIndex) -> None:
-    bars = values.to_numpy()
-    prices, volumes = bars[:, :4], bars[:, 4:]
-    _refuse(~np.all(np.isfinite(bars), axis=1), times, "holds a value that is missing or infinite")
-    _refuse(np.any(prices <= 0, axis=1), times, "holds a price that is not above 0")
-    _refuse(np.any(volumes < 0, axis=1), times, "holds a volume or amount below 0")
-    below: np.ndarray = bars[:, 1] < np.max(prices, axis=1) * (1 - TOLERANCE)
-    above: np.ndarray = bars[:, 2] > np.min(prices, axis=1) * (1 + TOLERANCE)
-    _refuse(np.asarray(below | above), times, "is no candle (high or low is not the extreme price)")
+def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:
+    zone = (series.metadata or {}).get(ZONE)
+    if (times.tz is None) != (zone is None):
+        raise ValueError(f"The new bars have the time zone {times.tz}, the series {zone}.")
+    wall = times if zone is None else times.tz_convert(zone).tz_localize(None)
+    expected = pd.date_range(series.end_time() + series.freq, periods=len(wall), freq=series.freq)
+    differ = np.asarray(wall != expected)
+    if differ.any():
+        at = int(np.argmax(differ))
+        raise ValueError(
+            f"The series' bars are regular ({series.freq_str}): the next is of {expected[at]}, "
+            f"the new bars have {wall[at]}. Read all bars anew with candles.from_dataframe to "
+            "have them numbered."
+        )
 
 
-def _refuse(wrong: np.ndarray, times: pd.DatetimeIndex, what: str) -> None:
-    rows = np.flatnonzero(wrong)
-    if not len(rows):
-        return
-    shown = ", ".join(f"{row} ({times[row]})" for row in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    raise ValueError(f"A bar {what}: row {shown}{more}.")
+def _extended(calendar: TradingCalendar, start: int, times: pd.DatetimeIndex) -> TradingCalendar:
+    """The calendar with new bars, the first of which has the number `start`."""
+    if start > calendar.n_known:
+        raise ValueError(
+            f"The series ends {start - calendar.n_known} bars past its calendar, so that it is "
+            "not known when its last bars were made."
+        )
+    known = calendar.known[start:]
+    both = min(len(known), len(times))
+    differ = np.asarray(known[:both] != times[:both])
+    if differ.any():
+        at = int(np.argmax(differ))
+        raise ValueError(
+            f"The calendar knows the bar after the series as of {known[at]}; the new bars have "
+            f"{times[at]}."
+        )
+    return calendar.extended(times[both:])
+
+
+def to_dataframe(
+    series: TimeSeries | Sequence[TimeSeries],
+    *,
+    quantiles: Sequence[float] | None = None,
+    paths: Literal["long", "wide"] | None = None,
+    time_as_index: bool = True,
+) -> pd.DataFrame:
+    """Candles as a frame with their timestamps, those of a forecast too.
+
+    Parameters
+    ----------
+    series
+        One or several series. Without `quantiles` and `paths`, samples are averaged.
+    quantiles
+        Probabilities, such as ``[.05, .5, .95]``: a column for each component and quantile, named
+        as Darts does (``close_q0.050``). They are marginal: the columns of one quantile are no
+        candle.
+    paths
+        "long": a row for each bar and sample path, the column ``path`` counts them from 0.
+        "wide": a column for each component and path, ``close_s0``.
+    time_as_index
+        Whether timestamps are the index or the first column; their name is ``timestamps``. Bars
+        without timestamps have their numbers.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each bar. If the candles were read with a symbol, the column ``symbol`` comes
+        first.
+
+    Raises
+    ------
+    ValueError
+        If both `quantiles` and `paths` are given, or one of them is not valid.
+    """
+    if quantiles is not None and paths is not None:
+        raise ValueError("Ask for `quantiles` or for `paths`, not for both.")
+    if paths not in (None, "long", "wide"):
+        raise ValueError(f"`paths` must be 'long', 'wide' or None, got {paths!r}.")
+    if quantiles is not None and not all(0 <= q <= 1 for q in quantiles):
+        raise ValueError(f"`quantiles` must lie in [0, 1], got {list(quantiles)}.")
+    if not isinstance(series, TimeSeries):
+        if not len(series):
+            raise ValueError("There is no series to make a frame of.")
+        frame = pd.concat([_frame(one, quantiles, paths) for one in series])
+    else:
+        frame = _frame(series, quantiles, paths)
+    return frame if time_as_index else frame.reset_index()
+
+
+def _frame(
+    series: TimeSeries, quantiles: Sequence[float] | None, paths: str | None
+) -> pd.DataFrame:
+    if series.n_samples == 1:
+        warn_past_calendar(series, forecast=True)
+    times = timestamps(series)
+    index = (series.time_index if times is None else times).rename("timestamps")
+    values, names = series.all_values(copy=False), list(series.components)
+    if paths == "long":
+        flat = values.transpose(0, 2, 1).reshape(-1, len(names))
+        frame = pd.DataFrame(flat, index=index.repeat(series.n_samples), columns=names)
+        frame.insert(0, "path", np.tile(np.arange(series.n_samples), len(series)))
+    elif paths == "wide":
+        columns = [f"{name}_s{i}" for name in names for i in range(series.n_samples)]
+        frame = pd.DataFrame(values.reshape(len(series), -1), index=index, columns=columns)
+    elif quantiles is not None:
+        columns = [f"{name}_q{q:.3f}" for name in names for q in quantiles]
+        found = np.quantile(values, quantiles, axis=2).transpose(1, 2, 0)
+        frame = pd.DataFrame(found.reshape(len(series), -1), index=index, columns=columns)
+    else:
+        mean = values[:, :, 0] if series.n_samples == 1 else values.mean(axis=2)
+        frame = pd.DataFrame(mean, index=index, columns=names)
+    symbol = (series.metadata or {}).get(SYMBOL)
+    if symbol is not None:
+        frame.insert(0, SYMBOL, symbol)
+    return frame

@@ -15,7 +15,7 @@ from darts.utils.data import (
 )
 
 from darts_kronos.components import PRICES, canonical, has_prices, network_order, positions
-from darts_kronos.trading_calendar import stamp_series
+from darts_kronos.trading_calendar import has_timestamps, stamp_series, timestamps
 
 MIN_RETURNS_CONTEXT = 3
 """Bars of context that a volatility of close returns takes: two returns."""
@@ -251,11 +251,12 @@ def learn_series(
             "`representation='returns'` measures the context's volatility: it needs "
             f"`input_chunk_length` >= {MIN_RETURNS_CONTEXT}, got {input_chunk_length}."
         )
-    timed = [one.has_datetime_index for one in series]
+    timed = [has_timestamps(one) for one in series]
     if any(timed) and not all(timed):
         raise ValueError(
-            f"Series {timed.index(False)} has no timestamps (its index is a RangeIndex) but "
-            f"series {timed.index(True)} has: give all of them a DatetimeIndex, or none."
+            f"Series {timed.index(False)} has no timestamps (a RangeIndex without a trading "
+            f"calendar) but series {timed.index(True)} has: read all of them with "
+            "darts_kronos.candles, give all a DatetimeIndex, or none."
         )
     return components, representation, all(timed)
 
@@ -283,7 +284,8 @@ def _refuse(i: int, series: TimeSeries, used: slice, wrong: np.ndarray, what: st
         return
     bar, component = np.argwhere(wrong.any(axis=2))[0]
     value = series.all_values(copy=False)[used][bar, component][wrong[bar, component]][0]
-    time = series.time_index[used][bar]
+    times = timestamps(series[used])
+    time = series.time_index[used][bar] if times is None else times[bar]
     raise ValueError(
         f"Series {i} holds a value that {what}: {series.components[component]!r} is {value} at "
         f"{time} ({int(wrong.any(axis=2).sum())} such values in all)."
@@ -295,7 +297,8 @@ def _all_stamps(series: Sequence[TimeSeries], ahead: int) -> list[TimeSeries]:
     for i, one in enumerate(stamped):
         if one is None:
             raise ValueError(
-                f"Series {i} has no timestamps (its index is a RangeIndex), but the model learns "
-                "from the calendar: give it a DatetimeIndex."
+                f"Series {i} has no timestamps (a RangeIndex without a trading calendar), but the "
+                "model learns from the calendar: read it with darts_kronos.candles, or give it a "
+                "DatetimeIndex."
             )
     return [one for one in stamped if one is not None]

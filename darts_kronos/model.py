@@ -62,7 +62,8 @@ class KronosModel(MixedCovariatesTorchModel):
 
     Components are matched by name: open, high, low, close, volume and amount, in any order and
     case, any subset of them. Other components and univariate series work too. Calendar stamps
-    come from a DatetimeIndex by themselves, for the future too. Covariates are not supported.
+    come by themselves, for the future too, from a DatetimeIndex or from the trading calendar of
+    series that ``darts_kronos.candles`` read. Covariates are not supported.
 
     Parameters
     ----------
@@ -397,8 +398,8 @@ class KronosModel(MixedCovariatesTorchModel):
             )
         if not self._uses_stamps:
             warnings.warn(
-                "The series have no timestamps (a RangeIndex): the model is trained without "
-                "calendar stamps and forecasts without them.",
+                "The series have no timestamps (a RangeIndex without a trading calendar, such as "
+                "darts_kronos.candles gives): the model is trained without calendar stamps.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -478,10 +479,9 @@ class KronosModel(MixedCovariatesTorchModel):
 
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:
         """TensorBoard for stage one beside stage two's, if the user asked for it."""
-        if not self._model_params.get("log_tensorboard"):
-            return False
         folder = os.path.join(self.work_dir, self.model_name)
-        return TensorBoardLogger(save_dir=folder, name="", version="logs_tokenizer")
+        wanted = self._model_params.get("log_tensorboard")
+        return bool(wanted) and TensorBoardLogger(folder, name="", version="logs_tokenizer")
 
     # --- forecasting --------------------------------------------------------------------------
 
@@ -559,7 +559,7 @@ class KronosModel(MixedCovariatesTorchModel):
 
     @property
     def representation(self) -> str | None:
-        """How the tokenizer sees bars; None until the first fit if it was not given."""
+        """How the tokenizer sees bars; None before the first fit, if not given."""
         return self._representation
 
     @property

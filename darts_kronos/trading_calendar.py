@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import warnings
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,6 +157,11 @@ class TradingCalendar:
         """Timestamps of bars to come that were given."""
         return self._fixed[self.n_known :]
 
+    @property
+    def n_fixed(self) -> int:
+        """Number of bars whose timestamps are known or planned."""
+        return len(self._fixed)
+
     @cached_property
     def _rule(self) -> ExchangeRule | PatternRule:
         if self.exchange is not None:
@@ -241,10 +245,17 @@ class TradingCalendar:
         planned = self.planned[self.planned > times[-1]]
         return TradingCalendar(_joined(self.known, times), self.exchange, planned)
 
-    def off_sessions(self) -> pd.DatetimeIndex:
-        """Known bars that are not on the sessions of the named exchange."""
+    def warn_off_sessions(self) -> None:
+        """Warn of known bars that are not on the sessions of the named exchange."""
         assert isinstance(self._rule, ExchangeRule)
-        return self.known[self._rule.off_grid(self.known)]
+        odd = self.known[self._rule.off_grid(self.known)]
+        if len(odd):
+            warnings.warn(
+                f"{len(odd)} of {self.n_known} bars are not on the sessions of {self.exchange}, "
+                f"the first of {odd[0]}; they stay as they are.",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _joined(left: pd.DatetimeIndex, right: pd.DatetimeIndex) -> pd.DatetimeIndex:
@@ -278,20 +289,29 @@ def timestamps(series: TimeSeries) -> pd.DatetimeIndex | None:
     return None if calendar is None else calendar.times(series.time_index)
 
 
-def warn_past_calendar(series: TimeSeries) -> None:
-    """Warn if data lies past the calendar, where its timestamps are guesses."""
+def warn_past_calendar(series: TimeSeries, *, forecast: bool = False) -> None:
+    """Warn if bars lie past the calendar, where their timestamps are guesses.
+
+    Parameters
+    ----------
+    series
+        Any series.
+    forecast
+        Whether the series may be a forecast, which lies past the calendar by nature: then only
+        one that begins within it is warned of.
+    """
     calendar = calendar_of(series)
-    if calendar is not None and not series.has_datetime_index:
-        past = int(series.end_time()) + 1 - calendar.n_known
-        if past > 0:
-            warnings.warn(
-                f"The last {min(past, len(series))} bars of the series lie past its trading "
-                "calendar, which says only when they were to be expected. Darts' append and "
-                "concatenate keep the first calendar alone: add bars with candles.append or "
-                "candles.concat.",
-                UserWarning,
-                stacklevel=3,
-            )
+    if calendar is None or series.has_datetime_index:
+        return
+    past = int(series.end_time()) + 1 - calendar.n_fixed
+    if past > 0 and not (forecast and int(series.start_time()) >= calendar.n_known):
+        warnings.warn(
+            f"The last {min(past, len(series))} bars of the series lie past its trading calendar, "
+            "which says only when they were to be expected. Darts' append and concatenate keep "
+            "the first calendar alone: add bars with candles.append or candles.concat.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def stamps(index: pd.DatetimeIndex) -> np.ndarray:
@@ -348,9 +368,3 @@ def stamp_series(series: TimeSeries, ahead: int) -> TimeSeries | None:
         components=pd.Index(STAMP_FIELDS),
         copy=False,
     )
-
-
-def with_calendar(series: TimeSeries, calendar: TradingCalendar, **metadata: Any) -> TimeSeries:
-    """`series` with a trading calendar, and further plain metadata, in place of what it had."""
-    kept = {**(series.metadata or {}), **metadata, CALENDAR: calendar.to_json()}
-    return series.with_metadata(kept)

@@ -32,11 +32,6 @@ def test_regular_bars_keep_their_timestamps_and_others_are_numbered(frame):
     assert len(series) == 37
 
 
-def test_a_time_zone_is_read_as_local_time(frame):
-    series = candles.from_dataframe(frame.tz_localize("America/New_York"))
-    assert series.start_time() == frame.index[0]
-
-
 def test_missing_volume_and_amount_are_filled(frame):
     without = candles.from_dataframe(frame[["open", "high", "low", "close"]])
     assert (without[["volume", "amount"]].values() == 0).all()

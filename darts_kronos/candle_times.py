@@ -1,0 +1,146 @@
+"""Timestamps of a frame of candles, in the forms that data vendors write."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TIME_COLUMNS = ("timestamps", "timestamp", "datetime", "date", "time")
+"""Names under which the timestamps of bars are looked for, in this order; then the index."""
+
+_EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 1e19, "ns"))
+"""From, below, unit: what the size of a number says of its unit, for the years 1973 to 2286."""
+
+_FIRST_DATE, _LAST_DATE = 19000101, 22001231
+"""Whole numbers between these are dates, such as 20191126."""
+
+
+def read_timestamps(
+    df: pd.DataFrame, time_format: str | None = None, timezone: str | None = None
+) -> pd.DatetimeIndex:
+    """Timestamps of the rows of `df`, in its order, with the time zone that they tell.
+
+    Parameters
+    ----------
+    df
+        Timestamps in a column named in ``TIME_COLUMNS`` (a date and a time column are joined), or
+        in the index: datetimes, text, whole dates such as 20191126, or seconds, milli-, micro- or
+        nanoseconds since 1970, which are UTC.
+    time_format
+        Format of text, as of ``pandas.to_datetime``; None finds it.
+    timezone
+        Zone of timestamps that have none, and to which others are converted.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they cannot be read; the message names the first row.
+    """
+    raw = _raw(df)
+    try:
+        times = _parse(raw, time_format)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"The timestamps cannot be read: {error}") from error
+    missing = np.flatnonzero(np.asarray(times.isna()))
+    if len(missing):
+        raise ValueError(f"Row {missing[0]} has no timestamp ({len(missing)} such rows in all).")
+    if timezone is not None:
+        try:
+            times = times.tz_localize(timezone) if times.tz is None else times.tz_convert(timezone)
+        except (ValueError, KeyError) as error:
+            # Unknown zones, and wall-clock times that a zone's clock skips or has twice.
+            raise ValueError(f"`timezone={timezone!r}` does not fit: {error}") from error
+    return times
+
+
+def _raw(df: pd.DataFrame) -> pd.Series:
+    by_name = {str(column).strip().lower(): column for column in df.columns}
+    named = [name for name in TIME_COLUMNS if name in by_name]
+    if named == ["date", "time"]:
+        date, time = (df[by_name[name]].astype(str).str.strip() for name in named)
+        return date + " " + time
+    if named:
+        return df[by_name[named[0]]]
+    in_index = str(df.index.name).strip().lower() in TIME_COLUMNS
+    if not in_index and not isinstance(df.index, pd.DatetimeIndex):
+        raise ValueError(
+            f"The frame has no timestamps: neither a column {', '.join(TIME_COLUMNS)} nor a "
+            f"DatetimeIndex; its columns are {list(df.columns)}."
+        )
+    return df.index.to_series()
+
+
+def _parse(raw: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
+    if pd.api.types.is_datetime64_any_dtype(raw.dtype):
+        return pd.DatetimeIndex(raw)
+    if time_format is not None:
+        return pd.DatetimeIndex(pd.to_datetime(raw, format=time_format))
+    numbers = pd.to_numeric(raw, errors="coerce")
+    if len(raw) and numbers.notna().eq(raw.notna()).all():
+        return _from_numbers(numbers)
+    text = raw.astype(str).str.strip()
+    by_year = bool(text[raw.notna()].str.match(r"\d{4}\D").all())
+    day_first = not by_year and _day_first(text)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Could not infer format")
+            return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), dayfirst=day_first))
+    except UserWarning as error:
+        raise ValueError(f"{text.iloc[0]!r} is of no known format: say `time_format`.") from error
+    except ValueError as error:
+        if "utc=True" in str(error):
+            warnings.warn(
+                "The timestamps' offsets from UTC differ, as on both sides of a change of clocks: "
+                "they are kept as UTC. Say `timezone` to have them in the market's own time.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), utc=True))
+        if by_year:
+            # Spreadsheets leave out the time at midnight.
+            return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), format="mixed"))
+        raise ValueError(f"{error} Say `time_format`.") from error
+
+
+def _from_numbers(numbers: pd.Series) -> pd.DatetimeIndex:
+    least, most = numbers.min(), numbers.max()
+    if _FIRST_DATE <= least and most <= _LAST_DATE:
+        return pd.DatetimeIndex(
+            pd.to_datetime(numbers.astype("Int64").astype(str), format="%Y%m%d")
+        )
+    unit: Any
+    for start, end, unit in _EPOCHS:
+        if start <= least and most < end:
+            if numbers.dtype.kind == "f":
+                # Nearer than a float of seconds tells.
+                numbers = (numbers * {"s": 1000, "ms": 1}.get(unit, 1)).round()
+                unit = "ms" if unit == "s" else unit
+            return pd.DatetimeIndex(pd.to_datetime(numbers, unit=unit, utc=True))
+    raise ValueError(
+        f"the numbers from {least} to {most} are neither dates such as 20191126 nor seconds, "
+        "milli-, micro- or nanoseconds since 1970."
+    )
+
+
+def _day_first(text: pd.Series) -> bool:
+    """Whether dates such as 26/11/2019 begin with the day.
+
+    Raises
+    ------
+    ValueError
+        If all of them could begin with either.
+    """
+    parts: Any = text.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}").astype(float)
+    if parts[0].notna().sum() == 0:
+        return False
+    if parts[0].max() > 12:
+        return True
+    if parts[1].max() > 12:
+        return False
+    raise ValueError(
+        f"dates such as {text.iloc[0]!r} may begin with the day or the month: say `time_format`, "
+        "for instance '%d/%m/%Y %H:%M'."
+    )
