@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,15 +10,33 @@ import pandas as pd
 from darts import TimeSeries
 
 from darts_kronos.components import PRICES, canonical, has_prices
+from darts_kronos.reconstruction import reconstruct
+from darts_kronos.trading_calendar import timestamps
+from darts_kronos.training import LOG_MEANING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from darts_kronos.model import KronosModel
+
 UP, DOWN, FAN, PATH = "#2e7d5b", "#b23b3b", "#3465a4", "#7f9cc4"
 QUANTILES = ((0.05, 0.95), (0.25, 0.75))
-BODY = 0.64
-TICKS = 8
+BODY, ACTUAL_BODY = 0.7, 0.36
+TICKS = 9
+TIME_UNITS = (
+    ("h", "%m-%d\n%H:%M"),
+    ("D", "%Y-%m-%d"),
+    ("W", "%Y-%m-%d"),
+    ("M", "%Y-%m"),
+    ("Q", "%Y-%m"),
+    ("Y", "%Y"),
+)
+"""Units whose beginnings are marked on a time axis, and how, from the shortest."""
+
+MOST_PANELS = 6
+EXPLANATION_WIDTH = 36
+NONE = pd.Series(dtype=float)
 
 
 def plot_forecast(
@@ -28,11 +47,11 @@ def plot_forecast(
     n_paths: int = 0,
     title: str | None = None,
 ) -> Figure:
-    """Candlesticks of the history, and the forecast as a fan of the close.
+    """Candlesticks of the history, and the forecast as median candles in a fan of the close.
 
-    The fan holds 90% and 50% of the paths' closes; the median candle of each bar is drawn over
-    it, and the actual candles, where known, beside it. Bars are drawn side by side, so that
-    nights and weekends leave no holes.
+    The fan holds 90% and 50% of the paths' closes. The candle of each bar's medians is drawn over
+    it, and over that the actual candle, where known; volume is below. Bars are drawn side by
+    side, so that nights and weekends leave no holes.
 
     Parameters
     ----------
@@ -79,7 +98,7 @@ def plot_forecast(
     # The fan starts at the last known close: a point that every path has in common.
     x = np.concatenate(([start - 1], ahead))
     closes = np.vstack((np.full(closes.shape[1], known["close"].iloc[-1]), closes))
-    for (low, high), alpha in zip(QUANTILES, (0.18, 0.3), strict=True):
+    for (low, high), alpha in zip(QUANTILES, (0.15, 0.25), strict=True):
         bounds = np.quantile(closes, [low, high], axis=1)
         label = f"{high - low:.0%} of paths"
         prices.fill_between(x, *bounds, color=FAN, alpha=alpha, linewidth=0, label=label)
@@ -88,12 +107,10 @@ def plot_forecast(
         prices.plot(x, closes[:, i], color=PATH, linewidth=0.6, alpha=0.7)
 
     _draw_candles(prices, np.arange(start), known)
-    if actual is None:
-        _draw_candles(prices, ahead, median, alpha=0.55)
-    else:
-        came = _candles(actual.slice_intersect(forecast), "actual")
-        at = start + np.searchsorted(forecast.time_index, came.index)
-        _draw_candles(prices, at, came)
+    _draw_candles(prices, ahead, median, colors=(FAN, FAN), alpha=0.6, label="median candles")
+    if actual is not None:
+        at, came = _actual(actual, forecast)
+        _draw_candles(prices, start + at, came, width=ACTUAL_BODY, label="what came")
     prices.axvline(start - 0.5, color="0.4", linewidth=0.8, linestyle=":")
     prices.set_ylabel("price")
     prices.legend(loc="upper left", frameon=False)
@@ -102,15 +119,136 @@ def plot_forecast(
         prices.set_title(title)
 
     if volumes is not None:
-        rising = known["close"] >= known["open"]
-        colors = np.where(rising, UP, DOWN)
-        volumes.bar(np.arange(start), known["volume"], width=BODY, color=colors)
+        _draw_volumes(volumes, np.arange(start), known)
         if "volume" in median:
             volumes.bar(ahead, median["volume"], width=BODY, color=FAN, alpha=0.5)
+        if actual is not None and "volume" in came:
+            _draw_volumes(volumes, start + at, came, width=ACTUAL_BODY)
         volumes.set_ylabel("volume")
-    _label_times(
-        volumes if volumes is not None else prices, history.time_index.append(forecast.time_index)
-    )
+    _label_times(prices if volumes is None else volumes, _times(history, forecast))
+    return figure
+
+
+def plot_reconstruction(
+    model: KronosModel, series: TimeSeries, n_bars: int = 48, title: str | None = None
+) -> Figure:
+    """The tokenizer's reading of the last bars of a series, and how it uses its codebooks.
+
+    Above, the bars as they are (grey) under the candles that the coarse token alone tells, and
+    both tokens. Below, the entries of each codebook by how often they stand for a bar of the
+    whole series.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    series
+        Bars with open, high, low and close; see
+        :func:`~darts_kronos.reconstruction.reconstruct`.
+    n_bars
+        Number of bars to draw.
+    title
+        Title of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+
+    Raises
+    ------
+    ValueError
+        If the model is not fitted, or the series is too short or lacks one of the four prices.
+    """
+    from matplotlib.figure import Figure
+
+    actual = _candles(series, "series")[-n_bars:]
+    found = reconstruct(model, series, n_bars)
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    grid = figure.subplots(2, 2, gridspec_kw={"height_ratios": [3, 2]})
+    grid[0, 1].sharey(grid[0, 0])
+    at = np.arange(n_bars)
+    for axes, read_back, name in (
+        (grid[0, 0], found.coarse, "coarse token alone"),
+        (grid[0, 1], found.both, "both tokens"),
+    ):
+        bars = _candles(read_back, "series")
+        _draw_candles(axes, at, actual, colors=("0.75", "0.75"), width=0.9, label="as it was")
+        _draw_candles(axes, at, bars, width=ACTUAL_BODY, label="as read back")
+        error = np.mean(np.abs(bars["close"] / actual["close"] - 1))
+        axes.set_title(f"{name}: the close is {error:.2%} off on average", fontsize=10)
+        axes.legend(loc="best", frameon=False)
+        _label_times(axes, _times(found.actual), n_ticks=5)
+    grid[0, 0].set_ylabel("price")
+    for axes, counts, name in (
+        (grid[1, 0], found.s1_counts, "coarse"),
+        (grid[1, 1], found.s2_counts, "fine"),
+    ):
+        ranked = np.sort(counts)[::-1] / counts.sum()
+        used = int((counts > 0).sum())
+        axes.fill_between(np.arange(1, len(ranked) + 1), ranked, step="mid", color=FAN, alpha=0.4)
+        axes.axhline(1 / len(ranked), color="0.4", linewidth=0.8, linestyle=":")
+        axes.set_title(
+            f"{name} codebook: {used} of {len(counts)} entries in use ({used / len(counts):.0%}); "
+            "dotted: all alike",
+            fontsize=10,
+        )
+        axes.set_xlabel("entry, the most frequent first")
+        axes.set_xlim(1, len(ranked))
+        axes.set_ylim(bottom=0)
+    grid[1, 0].set_ylabel("share of bars")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_training(history: pd.DataFrame | KronosModel, title: str | None = None) -> Figure:
+    """Training curves of both stages, a panel for each logged value, explained.
+
+    Parameters
+    ----------
+    history
+        A model's ``training_history``, or the model.
+    title
+        Title of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure: the tokenizer's values above, the predictor's below.
+
+    Raises
+    ------
+    ValueError
+        If nothing was logged.
+    """
+    from matplotlib.figure import Figure
+
+    rows = history if isinstance(history, pd.DataFrame) else history.training_history
+    if rows.empty:
+        raise ValueError("There is no training to draw: fit the model first.")
+    stages = [(str(stage), epochs) for stage, epochs in rows.groupby("stage", sort=False)]
+    figure = Figure(figsize=(17, 4.2 * len(stages)), layout="constrained")
+    grid = figure.subplots(len(stages), MOST_PANELS, squeeze=False)
+    for panels, (stage, epochs) in zip(grid, stages, strict=True):
+        shown = [name for name in LOG_MEANING if epochs.get(f"train_{name}", NONE).notna().any()]
+        for axes, name in zip(panels, shown, strict=False):
+            for role, color in (("train", FAN), ("val", DOWN)):
+                values = epochs.get(f"{role}_{name}", NONE).dropna()
+                if len(values):
+                    at = epochs.loc[values.index, "epoch"]
+                    axes.plot(at, values, color=color, marker="o", markersize=3.5, label=role)
+            axes.set_title(f"{stage}: {name}", fontsize=10)
+            axes.set_xlabel(
+                "epoch\n\n" + "\n".join(textwrap.wrap(LOG_MEANING[name], EXPLANATION_WIDTH)),
+                fontsize=8,
+            )
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.legend(frameon=False, fontsize=8)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+    if title:
+        figure.suptitle(title)
     return figure
 
 
@@ -126,8 +264,23 @@ def _candles(series: TimeSeries, what: str, values: np.ndarray | None = None) ->
     return pd.DataFrame(values, index=series.time_index, columns=names)
 
 
-def _draw_candles(axes: Axes, x: np.ndarray, bars: pd.DataFrame, alpha: float = 1.0) -> None:
-    for rising, color in ((True, UP), (False, DOWN)):
+def _actual(actual: TimeSeries, forecast: TimeSeries) -> tuple[np.ndarray, pd.DataFrame]:
+    """Which of the forecast's bars came, and their candles."""
+    came = _candles(actual.slice_intersect(forecast), "actual")
+    return np.asarray(forecast.time_index.get_indexer(came.index)), came
+
+
+def _draw_candles(
+    axes: Axes,
+    x: np.ndarray,
+    bars: pd.DataFrame,
+    *,
+    colors: tuple[str, str] = (UP, DOWN),
+    width: float = BODY,
+    alpha: float = 1.0,
+    label: str | None = None,
+) -> None:
+    for rising, color in zip((True, False), colors, strict=True):
         chosen = ((bars["close"] >= bars["open"]) == rising).to_numpy()
         these, at = bars[chosen], x[chosen]
         axes.vlines(at, these["low"], these["high"], color=color, linewidth=0.8, alpha=alpha)
@@ -136,16 +289,42 @@ def _draw_candles(axes: Axes, x: np.ndarray, bars: pd.DataFrame, alpha: float = 
         # A bar that closes where it opened is a line, not nothing.
         least = 1e-4 * bars["close"].mean()
         height = height.clip(lower=least)
-        axes.bar(at, height, bottom=bottom, width=BODY, color=color, alpha=alpha)
+        axes.bar(at, height, bottom=bottom, width=width, color=color, alpha=alpha, label=label)
+        label = None if len(these) else label
 
 
-def _label_times(axes: Axes, times: pd.Index) -> None:
-    at = np.unique(np.linspace(0, len(times) - 1, TICKS).round().astype(int))
-    if isinstance(times, pd.DatetimeIndex):
-        same_hour = (times.hour == times[0].hour).all() and (times.minute == times[0].minute).all()
-        labels = list(times[at].strftime("%Y-%m-%d" if same_hour else "%m-%d %H:%M"))
-        axes.set_xlabel("time")
-    else:
-        labels = [str(times[i]) for i in at]
+def _draw_volumes(axes: Axes, x: np.ndarray, bars: pd.DataFrame, width: float = BODY) -> None:
+    colors = np.where(bars["close"] >= bars["open"], UP, DOWN)
+    axes.bar(x, bars["volume"], width=width, color=colors)
+
+
+def _times(*series: TimeSeries) -> pd.Index:
+    """Timestamps of series, one after the other, or their bars' numbers."""
+    known = [timestamps(one) for one in series]
+    parts = [one.time_index if at is None else at for one, at in zip(series, known, strict=True)]
+    return parts[0].append(parts[1:])
+
+
+def _label_times(axes: Axes, times: pd.Index, n_ticks: int = TICKS) -> None:
+    """Mark where hours, days, months or years begin: bars lie side by side, without holes."""
+    if not isinstance(times, pd.DatetimeIndex):
+        axes.set_xticks(*_even_ticks(times, n_ticks))
         axes.set_xlabel("bar")
-    axes.set_xticks(at, labels)
+        return
+    wall = times.tz_localize(None)
+    chosen = _even_ticks(wall, n_ticks)
+    for unit, label in TIME_UNITS:
+        begins = wall.to_period(unit)
+        at = np.flatnonzero(np.r_[False, begins[1:] != begins[:-1]])
+        if 2 <= len(at) <= 2 * n_ticks:
+            at = at[:: -(-len(at) // n_ticks)]
+            chosen = at, list(wall[at].strftime(label))
+            break
+    axes.set_xticks(*chosen)
+    zone = "" if times.tz is None else f" ({times.tz})"
+    axes.set_xlabel(f"time{zone}, {wall[0]:%Y-%m-%d %H:%M} to {wall[-1]:%Y-%m-%d %H:%M}")
+
+
+def _even_ticks(index: pd.Index, n_ticks: int) -> tuple[np.ndarray, list[str]]:
+    at = np.unique(np.linspace(0, len(index) - 1, n_ticks).round().astype(int))
+    return at, [str(index[i]) for i in at]
