@@ -135,8 +135,8 @@ def plot_reconstruction(
     """The tokenizer's reading of the last bars of a series, and how it uses its codebooks.
 
     Above, the bars as they are (grey) under the candles that the coarse token alone tells, and
-    both tokens. Below, the entries of each codebook by how often they stand for a bar of the
-    whole series.
+    both tokens, each over the actual close before it. Below, the entries of each codebook by how
+    often they stand for a bar of the whole series.
 
     Parameters
     ----------

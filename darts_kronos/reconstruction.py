@@ -39,8 +39,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Write a series' bars as tokens, and read the last of them back.
 
-    The bars read back are seen as a forecast's are: by the statistics of the
-    ``input_chunk_length`` bars before them, with returns added up from the last of these.
+    The bars are seen as a forecast's are, by the statistics of the ``input_chunk_length`` bars
+    before them; each is read back over the actual close before it.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def reconstruct(
         last = series[-n_bars:]
         coarse, both = (
             last.with_values(
-                representation.decode(decoded[None, :, -n_bars:], statistics)[0, 0]
+                representation.read_back(decoded, windows[:1], statistics)[0, -n_bars:]
                 .cpu()
                 .numpy()[:, np.argsort(order)]
             )

