@@ -30,7 +30,6 @@ def main() -> None:
     df = sample_prices("hourly")
     known, coming = df.iloc[: -arguments.bars], df.iloc[-arguments.bars :]
     series = candles.from_dataframe(known, calendar="XNYS")
-    # Predicting needs no progress bar of its own at each bar; fitting has one.
     model = KronosModel(input_chunk_length=CONTEXT, output_chunk_length=HORIZON, random_state=0)
     model.fit(series)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,38 @@ paths = model.predict(HORIZON, series, num_samples=SAMPLES, batch_size=WINDOWS)
 assert len(paths) == WINDOWS and paths[0].all_values().shape == (HORIZON, 6, SAMPLES)
 print("extra MB:", peak() - before)
 """
+
+
+def test_the_quickstart_fits_backtests_and_draws(tmp_path):
+    """Both stages' losses fall on its data, and what it prints is a table of sane figures."""
+    printed = run("examples/quickstart.py", "--out", str(tmp_path / "quickstart.png"))
+    losses = re.findall(r"^ *(tokenizer|predictor) +\d+ +([\d.]+) +([\d.]+)", printed, re.M)
+    for stage in ("tokenizer", "predictor"):
+        train, val = np.array([row[1:] for row in losses if row[0] == stage], dtype=float).T
+        assert train[-1] < 0.8 * train[0] and val[-1] < val[0]
+    rows = re.findall(r"^(Kronos|random walk) +([\d. ]+)$", printed, re.M)
+    table = {name: [float(value) for value in values.split()] for name, values in rows}
+    mae, crps, half, most = table["Kronos"]
+    # The data and the seed are fixed: far off means broken, not unlucky.
+    assert 0.9 < mae < 1.1 and 0.9 < crps < 1.1 and half < most
+    assert table["random walk"][:2] == [1.0, 1.0]
+    assert len(list(tmp_path.glob("quickstart*.png"))) == 3
+
+
+def test_a_csv_becomes_a_forecast(tmp_path):
+    run("examples/csv_to_forecast.py", "--out", str(tmp_path))
+    quantiles = pd.read_csv(tmp_path / "forecast_quantiles.csv", parse_dates=["timestamps"])
+    assert quantiles["timestamps"].iloc[0] == pd.Timestamp("2026-08-06 10:12")
+    assert (quantiles["close_q0.050"] < quantiles["close_q0.950"]).all()
+    paths = pd.read_parquet(tmp_path / "forecast_paths.parquet")
+    assert len(paths) == 48 * 200 and (paths["low"] <= paths["high"]).all()
+
+
+def test_the_live_loop_forecasts_each_bar_at_its_time():
+    printed = run("examples/live_loop.py", "--bars", "9")
+    rows = re.findall(r"^ *(\S+ \S+) +(\S+ \S+)((?: +[\d.]+){4})$", printed, re.M)
+    assert len(rows) == 9
+    assert all(expected == came for expected, came, _ in rows)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
