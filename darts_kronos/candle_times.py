@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timezone as timezone_of
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,24 @@ def read_timestamps(
     ValueError
         If there are none, or they cannot be read; the message names the first row.
     """
-    raw = _raw(df)
+    times = parse_timestamps(_raw(df), time_format)
+    if timezone is not None:
+        try:
+            times = times.tz_localize(timezone) if times.tz is None else times.tz_convert(timezone)
+        except (ValueError, KeyError) as error:
+            # Unknown zones, and wall-clock times that a zone's clock skips or has twice.
+            raise ValueError(f"`timezone={timezone!r}` does not fit: {error}") from error
+    return _in_named_zone(times)
+
+
+def parse_timestamps(raw: pd.Series, time_format: str | None = None) -> pd.DatetimeIndex:
+    """Timestamps of a column, in any of the forms that :func:`read_timestamps` takes.
+
+    Raises
+    ------
+    ValueError
+        If one is missing or cannot be read.
+    """
     try:
         times = _parse(raw, time_format)
     except (ValueError, TypeError, OverflowError) as error:
@@ -47,18 +65,43 @@ def read_timestamps(
     missing = np.flatnonzero(np.asarray(times.isna()))
     if len(missing):
         raise ValueError(f"Row {missing[0]} has no timestamp ({len(missing)} such rows in all).")
-    if timezone is not None:
-        try:
-            times = times.tz_localize(timezone) if times.tz is None else times.tz_convert(timezone)
-        except (ValueError, KeyError) as error:
-            # Unknown zones, and wall-clock times that a zone's clock skips or has twice.
-            raise ValueError(f"`timezone={timezone!r}` does not fit: {error}") from error
     return times
 
 
+def _in_named_zone(times: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """`times` in a zone that its name brings back, as a calendar is kept as text."""
+    if times.tz is None:
+        return times
+    offset = times.tz.utcoffset(None)
+    if offset is not None:
+        return times.tz_convert("UTC" if not offset else timezone_of(offset))
+    try:
+        same = times.tz_convert(str(times.tz))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"The time zone {times.tz!r} has no name that it can be kept by: say `timezone`, for "
+            "instance 'America/New_York'."
+        ) from error
+    return same
+
+
+def column_named(df: pd.DataFrame, name: str) -> Any:
+    """The column of `df` called `name` in any case, or None.
+
+    Raises
+    ------
+    ValueError
+        If there are several.
+    """
+    found = [column for column in df.columns if str(column).strip().lower() == name]
+    if len(found) > 1:
+        raise ValueError(f"The columns {', '.join(map(repr, found))} have one name.")
+    return found[0] if found else None
+
+
 def _raw(df: pd.DataFrame) -> pd.Series:
-    by_name = {str(column).strip().lower(): column for column in df.columns}
-    named = [name for name in TIME_COLUMNS if name in by_name]
+    by_name = {name: column_named(df, name) for name in TIME_COLUMNS}
+    named = [name for name in TIME_COLUMNS if by_name[name] is not None]
     if named == ["date", "time"]:
         date, time = (df[by_name[name]].astype(str).str.strip() for name in named)
         return date + " " + time

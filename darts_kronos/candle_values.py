@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -57,6 +58,8 @@ def read_values(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series, name: Any) -> np.ndarray:
+    if column.dtype.kind in "mMcb":
+        raise ValueError(f"Column {name!r} is not numeric: it holds {column.dtype}.")
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.asarray(numbers.isna() & column.notna())
     if text.any():
@@ -147,8 +150,10 @@ def check_candles(
     return pd.DataFrame(bars, columns=values.columns), keep
 
 
-def warn_of_splits(values: pd.DataFrame, times: pd.DatetimeIndex) -> None:
+def warn_of_splits(values: pd.DataFrame, times: Sequence[Any] | pd.Index, since: int = 1) -> None:
     """Warn of gaps between bars that look like a split of shares that prices do not account for.
+
+    Only gaps into the bar `since` and later ones are told; those before it tell what is usual.
 
     A gap is the logarithm of an open over the close before it. It looks like a split if it is as
     large as one, to 4%, and an outlier among the series' gaps and bars.
@@ -157,9 +162,12 @@ def warn_of_splits(values: pd.DataFrame, times: pd.DatetimeIndex) -> None:
     gaps = opens[1:] - closes[:-1]
     if not len(gaps):
         return
-    typical = np.mean(np.abs(np.diff(closes)))
+    moves = np.abs(np.diff(closes))
+    # Of the other bars: a split must not hide itself in a short series.
+    typical = (moves.sum() - moves) / max(1, len(moves) - 1)
     nearest = np.min(np.abs(np.abs(gaps)[:, None] - np.log(SPLITS)), axis=1)
     looks = (nearest < _SPLIT_TOLERANCE) & (np.abs(gaps) > _SPLIT_OUTLIER * typical)
+    looks[: since - 1] = False
     if looks.any():
         rows = np.flatnonzero(looks) + 1
         shown = ", ".join(

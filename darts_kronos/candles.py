@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from numbers import Real
 from os import PathLike
 from typing import Any, Literal
 
@@ -14,7 +15,12 @@ from darts.utils.utils import generate_index
 from pandas.tseries.frequencies import to_offset
 from pandas.tseries.offsets import BusinessHour
 
-from darts_kronos.candle_times import TIME_COLUMNS, read_timestamps
+from darts_kronos.candle_times import (
+    TIME_COLUMNS,
+    column_named,
+    parse_timestamps,
+    read_timestamps,
+)
 from darts_kronos.candle_values import (
     TOLERANCE,
     OnInvalid,
@@ -23,7 +29,7 @@ from darts_kronos.candle_values import (
     read_values,
     warn_of_splits,
 )
-from darts_kronos.components import CANDLE, canonical
+from darts_kronos.components import CANDLE, canonical, has_prices
 from darts_kronos.trading_calendar import (
     CALENDAR,
     ZONE,
@@ -48,6 +54,9 @@ __all__ = [
 SYMBOL = "symbol"
 """Column that names the asset of a row, and its key in the metadata of a series."""
 
+_SPLIT_CONTEXT = 200
+"""Bars before new ones that tell how large a usual step is."""
+
 
 def read_csv(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[TimeSeries]:
     """Read candles from a CSV file.
@@ -64,7 +73,11 @@ def read_csv(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[Time
     >>> from darts_kronos import candles
     >>> series = candles.read_csv("HK_09988_5min.csv", calendar="XHKG")
     """
-    return from_dataframe(pd.read_csv(path), **kwargs)
+    symbol = column_named(pd.read_csv(path, nrows=0), SYMBOL)
+    # Symbols are text: 00700 keeps its zeros, and NA is a company.
+    converters = None if symbol is None else {symbol: str.strip}
+    df = pd.read_csv(path, converters=converters, float_precision="round_trip")
+    return from_dataframe(df, **kwargs)
 
 
 def read_parquet(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[TimeSeries]:
@@ -149,7 +162,7 @@ def from_dataframe(
         "on_invalid": on_invalid,
         "sort": sort,
     }
-    column = next((name for name in df.columns if str(name).strip().lower() == SYMBOL), None)
+    column = column_named(df, SYMBOL)
     if column is None:
         return _series(values, times, **options)
     symbols = df[column]
@@ -191,9 +204,7 @@ def _series(
     else:
         planned = None
         if future_timestamps is not None:
-            planned = pd.DatetimeIndex(list(future_timestamps))
-            if planned.tz is None and times.tz is not None:
-                planned = planned.tz_localize(times.tz)
+            planned = _planned(future_timestamps, times)
         clock = TradingCalendar(times, calendar, planned)
         if calendar is not None:
             clock.warn_off_sessions()
@@ -208,16 +219,26 @@ def _series(
     )
 
 
+def _planned(future_timestamps: Sequence[Any] | pd.DatetimeIndex, times: pd.DatetimeIndex) -> Any:
+    """Planned timestamps, in the time zone of the bars."""
+    try:
+        planned = parse_timestamps(pd.Series(future_timestamps))
+    except ValueError as error:
+        raise ValueError(f"`future_timestamps`: {error}") from error
+    if times.tz is None:
+        return planned
+    return planned.tz_localize(times.tz) if planned.tz is None else planned.tz_convert(times.tz)
+
+
 def _regular_freq(times: pd.DatetimeIndex) -> str | None:
     """Frequency with which a DatetimeIndex without time zone holds the bars and those to come."""
+    if times.tz is not None and times.tz.utcoffset(None) is None:
+        # Where clocks change, wall-clock times are not regular, or will not be.
+        return None
     wall = times.tz_localize(None)
     freq = pd.infer_freq(wall) if len(wall) >= 3 else None
     # Hours of business days are regular to pandas alone.
-    if freq is None or isinstance(to_offset(freq), BusinessHour):
-        return None
-    clock_changes = times.tz is not None and times.tz.utcoffset(None) is None
-    shorter_than_a_day = wall[1] - wall[0] < pd.Timedelta(days=1)
-    return None if clock_changes and shorter_than_a_day else freq
+    return None if freq is None or isinstance(to_offset(freq), BusinessHour) else freq
 
 
 def append(series: TimeSeries, new_bars: TimeSeries | pd.DataFrame) -> TimeSeries:
@@ -249,21 +270,28 @@ def append(series: TimeSeries, new_bars: TimeSeries | pd.DataFrame) -> TimeSerie
         if new_bars.empty:
             return series
         read = from_dataframe(new_bars)
-        if isinstance(read, list):
-            raise ValueError("The new bars must be of one asset: the frame has a column `symbol`.")
-        new_bars = read
+        if isinstance(read, list) and len(read) > 1:
+            raise ValueError(f"The new bars must be of one asset, not of {len(read)} symbols.")
+        new_bars = read[0] if isinstance(read, list) else read
+    if not isinstance(new_bars, TimeSeries):
+        raise ValueError(f"New bars are a TimeSeries or a DataFrame, not {type(new_bars)}.")
     values = _in_order(new_bars, series)
     times = timestamps(new_bars)
     if times is None:
         raise ValueError("The new bars have no timestamps: neither a DatetimeIndex nor a calendar.")
+    _warn_of_split_between(series, new_bars)
     metadata = dict(series.metadata or {})
     calendar = calendar_of(series)
     if series.has_datetime_index:
         _check_regular(series, times)
     elif calendar is None:
         raise ValueError("The series has no trading calendar: read it with candles.from_dataframe.")
+    elif series.freq != 1:
+        raise ValueError(
+            f"The series has every {series.freq}th bar only: append to the whole one, then slice."
+        )
     else:
-        start = int(series.end_time()) + int(series.freq)
+        start = int(series.end_time()) + 1
         metadata[CALENDAR] = _extended(calendar, start, times).to_json()
     return TimeSeries(
         times=generate_index(
@@ -313,7 +341,20 @@ def _in_order(new_bars: TimeSeries, series: TimeSeries) -> np.ndarray:
         raise ValueError(
             f"The new bars have {new_bars.n_samples} samples, the series {series.n_samples}."
         )
-    return new_bars.all_values(copy=False)[:, [new.index(name) for name in own]]
+    values = new_bars.all_values(copy=False)[:, [new.index(name) for name in own]]
+    if not np.isfinite(values).all():
+        raise ValueError("The new bars hold values that are missing or infinite.")
+    return values
+
+
+def _warn_of_split_between(series: TimeSeries, new_bars: TimeSeries) -> None:
+    """Warn if the step from the last bar to the first new one looks like a split."""
+    if has_prices(series.components) and series.n_samples == 1:
+        tail, first = series[-_SPLIT_CONTEXT:], new_bars[:1]
+        names = [canonical(name) for name in tail.components]
+        values = np.concatenate((tail.values(copy=False), _in_order(first, series)[:, :, 0]))
+        frame = pd.DataFrame(values, columns=names)
+        warn_of_splits(frame, [None] * len(tail) + list(to_dataframe(first).index), since=len(tail))
 
 
 def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:
@@ -390,8 +431,13 @@ def to_dataframe(
         raise ValueError("Ask for `quantiles` or for `paths`, not for both.")
     if paths not in (None, "long", "wide"):
         raise ValueError(f"`paths` must be 'long', 'wide' or None, got {paths!r}.")
-    if quantiles is not None and not all(0 <= q <= 1 for q in quantiles):
-        raise ValueError(f"`quantiles` must lie in [0, 1], got {list(quantiles)}.")
+    if quantiles is not None:
+        inside = all(isinstance(q, Real) and 0 <= q <= 1 for q in quantiles)
+        if not inside or len({f"{q:.3f}" for q in quantiles}) < len(quantiles):
+            raise ValueError(
+                "`quantiles` must lie in [0, 1] and differ by 0.001 at least, got "
+                f"{list(quantiles)}."
+            )
     if not isinstance(series, TimeSeries):
         if not len(series):
             raise ValueError("There is no series to make a frame of.")

@@ -28,6 +28,16 @@ FEWEST_RECENT_BARS = 60
 LEAST_ON_GRID = 0.9
 """Share of recent bars that a rule must explain to be used."""
 
+_STEPS_TRIED = 3
+
+_SHORTEST = pd.Timedelta(seconds=1)
+
+_LEAST_DAILY = 0.5
+"""Share of sessions that daily bars must have, so as not to be weekly ones."""
+
+_MOST_MISSING = 0.02
+"""Share of bars that may be missing of a market that never closes."""
+
 Zone = tzinfo | str
 
 Slots = Callable[[pd.DataFrame], pd.DatetimeIndex]
@@ -36,7 +46,7 @@ Slots = Callable[[pd.DataFrame], pd.DatetimeIndex]
 
 def recent(times: pd.DatetimeIndex) -> pd.DatetimeIndex:
     """The last of `times`, from which rules are inferred."""
-    start = int(times.searchsorted(times[-1].normalize() - RECENT))
+    start = int(times.searchsorted(times[-1] - RECENT))
     return times[min(start, max(0, len(times) - FEWEST_RECENT_BARS)) :]
 
 
@@ -44,6 +54,15 @@ def bar_step(times: pd.DatetimeIndex) -> pd.Timedelta:
     """The most frequent distance of neighbouring bars; of equally frequent ones the least."""
     distances, counts = np.unique(np.diff(times.as_unit("ns").asi8), return_counts=True)
     return pd.Timedelta(int(distances[np.argmax(counts)]), unit="ns")
+
+
+def _possible_steps(times: pd.DatetimeIndex) -> list[pd.Timedelta]:
+    """What may be the distance of bars within a session: frequent distances, and their divisor."""
+    distances, counts = np.unique(np.diff(times.as_unit("ns").asi8), return_counts=True)
+    frequent = distances[np.argsort(-counts, kind="stable")][:_STEPS_TRIED]
+    tried = dict.fromkeys([*map(int, frequent), int(np.gcd.reduce(distances))])
+    steps = [pd.Timedelta(step, unit="ns") for step in tried]
+    return [step for step in steps if _SHORTEST <= step < DAY]
 
 
 # --- an exchange's calendar --------------------------------------------------------------------
@@ -59,20 +78,27 @@ def _exchange(name: str, first_year: int, last_year: int) -> ExchangeCalendar:
             "pip install 'darts-kronos[calendars]'."
         ) from error
     try:
-        return exchange_calendars.get_calendar(
-            name, start=f"{first_year}-01-01", end=f"{last_year}-12-31"
-        )
+        usual = exchange_calendars.get_calendar(name)
+        # Some calendars know their holidays only up to a year.
+        start, end = pd.Timestamp(f"{first_year}-01-01"), pd.Timestamp(f"{last_year}-12-31")
+        least, most = usual.bound_min(), usual.bound_max()
+        start = start if least is None else max(start, least)
+        end = end if most is None else min(end, most)
+        return exchange_calendars.get_calendar(name, start=start, end=end)
     except exchange_calendars.errors.InvalidCalendarName as error:
         names = ", ".join(sorted(exchange_calendars.get_calendar_names(include_aliases=False)))
         raise ValueError(f"There is no exchange calendar {name!r}; there are {names}.") from error
     except ValueError as error:
         raise ValueError(
-            f"The calendar {name} does not reach as far as the bars: {error}"
+            f"The calendar {name} does not know the years of the bars: {error}"
         ) from error
 
 
 def _schedule(name: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-    """Sessions from the date of `start` to that of `end`: open, break_start, break_end, close."""
+    """Sessions from the date of `start` to that of `end`: open, break_start, break_end, close.
+
+    Those that the calendar does not know of are left out.
+    """
     start, end = (pd.Timestamp(day.date()) for day in (start, end))
     calendar = _exchange(name, start.year, end.year)
     return calendar.schedule.loc[start:end]
@@ -111,21 +137,20 @@ class ExchangeRule:
         self.name = name
         self.zone = known.tz
         tail = recent(known)
-        self.step = bar_step(tail) if len(tail) > 1 else DAY
-        if self.step > DAY:
-            raise ValueError(
-                f"The bars are {self.step} apart: an exchange calendar is for daily and shorter "
-                "bars. Leave `calendar` out; such bars follow the pattern that they show."
-            )
         first, last = tail[0], tail[-1]
-        calendar = _exchange(name, (first - DAY).year, (last + DAY).year)
-        self.exchange_zone = calendar.tz
+        self.exchange_zone: Zone = _exchange(name, first.year, last.year).tz
         # Sessions may begin on the day before their date, and zones differ by a day at most.
         sessions = _schedule(name, first - DAY, last + DAY)
         zones = [self.zone] if self.zone is not None else [self.exchange_zone, "UTC"]
         fits = [self._fit(tail, zone, sessions) for zone in zones]
         best = max(fits, key=lambda fit: (fit.even_score, fit.slots is not None))
         if best.slots is None:
+            step = bar_step(tail) if len(tail) > 1 else DAY
+            if step > DAY:
+                raise ValueError(
+                    f"The bars are {step} apart: an exchange calendar is for daily and shorter "
+                    "bars. Leave `calendar` out; such bars follow the pattern that they show."
+                )
             raise ValueError(
                 f"The bars do not lie on the sessions of {name}: the last are "
                 f"{', '.join(map(str, tail[-3:]))}, its last sessions "
@@ -136,23 +161,25 @@ class ExchangeRule:
     def _fit(self, tail: pd.DatetimeIndex, zone: Zone, sessions: pd.DataFrame) -> _Fit:
         """The slots that explain the bars best, if their times are of `zone`."""
         bars = self._in_utc(tail, zone)
-        if self.step == DAY:
-            # Midnight marks a date, in the bars' own zone; other times of day are the exchange's.
-            dates = (_time_of_day(bars.tz_convert(zone)) == pd.Timedelta(0)).all()
-            own = (zone, self.exchange_zone) if dates else (self.exchange_zone, zone)
-            even = [_daily_slots(bars, one) for one in own]
-            seen = []
-        else:
-            even = [_even_slots(self.step, at_end) for at_end in (False, True)]
-            seen = [_seen_slots(bars, sessions, self.exchange_zone)]
+        steps = _possible_steps(bars) if len(bars) > 1 else []
+        even = [_even_slots(step, at_end) for step in steps for at_end in (False, True)]
+        # Midnight marks a date, in the bars' own zone; other times of day are the exchange's.
+        dates = (_time_of_day(bars.tz_convert(zone)) == pd.Timedelta(0)).all()
+        zones = (zone, self.exchange_zone) if dates else (self.exchange_zone, zone)
+        daily = [_daily_slots(bars, one) for one in zones]
+        seen = [_seen_slots(bars, sessions, self.exchange_zone)] if steps and len(sessions) else []
         best: Slots | None = None
         score = even_score = 0.0
-        for slots in even + seen:
+        for slots in daily + even + seen:
             grid = slots(sessions)
             grid = grid[(grid >= bars[0]) & (grid <= bars[-1])]
             common = len(bars.intersection(grid))
+            if common < LEAST_ON_GRID * len(bars):
+                continue
+            if slots in daily and common < _LEAST_DAILY * len(grid):
+                continue
             f1 = 2 * common / (len(bars) + len(grid))
-            if common >= LEAST_ON_GRID * len(bars) and f1 > score + 1e-9:
+            if f1 > score + 1e-9:
                 best, score = slots, f1
                 even_score = even_score if slots in seen else f1
         return _Fit(best, zone, even_score)
@@ -164,14 +191,16 @@ class ExchangeRule:
         return np.asarray(~bars.isin(grid))
 
     def following(self, last: pd.Timestamp, count: int) -> pd.DatetimeIndex:
-        """The next `count` bars after `last`."""
+        """The next `count` bars after `last`; fewer if the calendar knows no more."""
         after = self._in_utc(pd.DatetimeIndex([last]), self.bars_zone)[0]
-        start, reach = last - DAY, 14 * DAY
+        start, reach, n_sessions = last - DAY, 14 * DAY, -1
         while True:
-            grid = self.slots(_schedule(self.name, start, last + reach))
+            sessions = _schedule(self.name, start, last + reach)
+            grid = self.slots(sessions)
             coming = grid[grid > after]
-            if len(coming) >= count:
+            if len(coming) >= count or len(sessions) == n_sessions:
                 break
+            n_sessions = len(sessions)
             # Twice as far, and by what the bars found so far say.
             reach *= max(2, min(100, count // max(1, len(coming))))
         coming = coming[:count].tz_convert(self.bars_zone)
@@ -284,18 +313,22 @@ class PatternRule:
             or [(-1, pd.Timedelta(0))]
         )
         on_pattern = at.isin(pattern).mean()
-        distances = np.diff(tail.as_unit("ns").asi8)
-        no_gap = self.step < DAY <= tail[-1] - tail[0] and bool(np.ptp(distances) == 0)
-        around_the_clock = no_gap or all(len(times) * self.step >= DAY for times in self.slots)
+        span = tail[-1] - tail[0]
+        complete = self.step < DAY <= span and len(tail) >= (1 - _MOST_MISSING) * (
+            span // self.step + 1
+        )
+        every_day = all(len(times) * self.step >= DAY for times in self.slots)
+        around_the_clock = complete or (self.step < DAY and every_day)
         self.even = around_the_clock or bool(on_pattern < LEAST_ON_GRID)
-        if self.even and not around_the_clock and len(distances):
+        if self.even and not around_the_clock and len(tail) > 1:
+            distances = np.diff(tail.as_unit("ns").asi8)
             self.step = pd.Timedelta(int(np.median(distances)), unit="ns")
 
     def following(self, last: pd.Timestamp, count: int) -> pd.DatetimeIndex:
         """The next `count` bars after `last`."""
         if self.even:
             return last + self.step * pd.RangeIndex(1, count + 1)
-        day, parts, found = last.normalize().tz_localize(None), [], 0
+        day, parts, found = last.tz_localize(None).normalize(), [], 0
         while found < count:
             times = pd.DatetimeIndex(day + self.slots[day.weekday()])
             if last.tz is not None:

@@ -73,7 +73,7 @@ class TradingCalendar:
                 raise ValueError(
                     f"The planned timestamps have the time zone {planned.tz}, the bars {known.tz}."
                 )
-            fixed = _joined(known, planned.as_unit(known.unit))
+            fixed = _joined(known, planned)
         rising = np.diff(fixed.asi8) > 0
         if not rising.all():
             at = int(np.argmin(rising)) + 1
@@ -174,6 +174,12 @@ class TradingCalendar:
         if missing > 0:
             last = self._coming[-1] if len(self._coming) else self._fixed[-1]
             more = self._rule.following(last, max(missing, len(self._coming), _FEWEST_AHEAD))
+            if len(more) < missing:
+                raise ValueError(
+                    f"The calendar of {self.exchange} knows {len(self._coming) + len(more)} bars "
+                    f"after {self._fixed[-1]}; {count - self.n_fixed} are asked for. Give "
+                    "`future_timestamps` to go on."
+                )
             self._coming = _joined(self._coming, more.as_unit(self._fixed.unit))
         return self._fixed if count <= len(self._fixed) else _joined(self._fixed, self._coming)
 
@@ -212,7 +218,7 @@ class TradingCalendar:
             )
         count = len(self._fixed)
         while len(times) and self._until(count)[-1] < times.max():
-            count = 2 * len(self._until(count))
+            count = len(self._until(count)) + _FEWEST_AHEAD
         numbers = self._until(count).get_indexer(times)
         if (numbers < 0).any():
             raise ValueError(f"There is no bar at {times[int(np.argmin(numbers))]}.")
@@ -234,7 +240,6 @@ class TradingCalendar:
             )
         if not len(times):
             return self
-        times = times.as_unit(self._fixed.unit)
         if times.tz is not None:
             times = times.tz_convert(self._fixed.tz)
         if times[0] <= self.known[-1]:
@@ -259,7 +264,9 @@ class TradingCalendar:
 
 
 def _joined(left: pd.DatetimeIndex, right: pd.DatetimeIndex) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(left.append(right))
+    """Both, one after the other, in the finer of their units: nothing is rounded."""
+    unit = max(left.unit, right.unit, key=lambda unit: _UNITS[unit])
+    return pd.DatetimeIndex(left.as_unit(unit).append(right.as_unit(unit)))
 
 
 def calendar_of(series: TimeSeries) -> TradingCalendar | None:

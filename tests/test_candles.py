@@ -1,5 +1,7 @@
+import datetime
 import warnings
 
+import dateutil.tz
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +74,44 @@ def test_files_come_back_as_they_were_written(tmp_path):
         candles.read_parquet(tmp_path / "candles.parquet"),
     ):
         pd.testing.assert_frame_equal(candles.to_dataframe(series), frame, check_freq=False)
+
+
+def test_floats_come_back_from_csv_to_the_last_bit(tmp_path):
+    frame = gappy(100).rename_axis("timestamps") * np.pi
+    frame.to_csv(tmp_path / "candles.csv")
+    np.testing.assert_array_equal(candles.read_csv(tmp_path / "candles.csv").values(), frame)
+
+
+def test_symbols_in_csv_are_text(tmp_path):
+    for name in ("00700", "NA", "TRUE"):
+        gappy(20).rename_axis("date").assign(Symbol=name).to_csv(tmp_path / "one.csv")
+        (series,) = candles.read_csv(tmp_path / "one.csv")
+        assert series.metadata["symbol"] == name
+
+
+@pytest.mark.parametrize("zone", ["Europe/London", "Australia/Sydney", "America/New_York"])
+def test_daily_bars_in_a_zone_that_changes_its_clocks(zone):
+    times = pd.date_range("2024-07-01", periods=300, freq="D", tz=zone)
+    frame = candle_frame(300).set_index(times)
+    series = candles.from_dataframe(frame.iloc[:90])
+    assert list(candles.timestamps(series)) == list(times[:90])
+    assert list(calendar_of(series).times(np.arange(300))) == list(times)
+
+
+@pytest.mark.parametrize("kind", ["tzoffset", "named", "utc", "dateutil"])
+def test_zones_without_a_name_are_kept_by_offset_or_refused(kind):
+    zone = {
+        "tzoffset": dateutil.tz.tzoffset(None, 3600),
+        "named": datetime.timezone(datetime.timedelta(hours=1), "CET1"),
+        "utc": dateutil.tz.tzutc(),
+        "dateutil": dateutil.tz.gettz("America/New_York"),
+    }[kind]
+    for frame in (gappy(30).tz_localize(zone), candle_frame(30).tz_localize(zone)):
+        if kind == "dateutil":
+            with pytest.raises(ValueError, match="say `timezone`"):
+                candles.from_dataframe(frame)
+            continue
+        assert list(candles.timestamps(candles.from_dataframe(frame))) == list(frame.index)
 
 
 TIMES = pd.DatetimeIndex(["2019-11-26 09:35", "2019-11-26 09:40", "2019-11-27 13:05"])
@@ -244,6 +284,26 @@ def test_a_split_is_warned_of_with_its_date(ratio):
     np.testing.assert_array_equal(series[prices].values(), frame[prices].to_numpy())
 
 
+def test_a_split_in_a_short_frame_is_warned_of():
+    frame = gappy(10)
+    frame.iloc[5:, :4] /= 2
+    with pytest.warns(UserWarning, match="looks like a split"):
+        candles.from_dataframe(frame)
+
+
+@pytest.mark.parametrize(
+    "future", [["2025-01-01", "2025-01-02"], [pd.Timestamp("2025-01-01", tz="UTC")], [1735689600]]
+)
+def test_future_timestamps_are_read_as_others_are(future):
+    frame = gappy(60, zone="America/New_York")
+    series = candles.from_dataframe(frame, future_timestamps=future)
+    at = calendar_of(series).times(np.array([60]))[0]
+    assert at.year in (2024, 2025) and at.tz_convert("UTC") >= pd.Timestamp("2025-01-01", tz="UTC")
+    for bad in ([None], ["soon"], [frame.index[3]]):
+        with pytest.raises(ValueError):
+            candles.from_dataframe(frame, future_timestamps=bad)
+
+
 def test_a_quiet_series_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -350,7 +410,9 @@ class TestAppend:
             (frame.iloc[140:160], "must come after the last bar"),
             (frame.iloc[150:].drop(columns="low"), "lacks low"),
             (frame.iloc[150:].tz_localize(None), "time zone None, the calendar America/New_York"),
-            (frame.iloc[150:].assign(symbol="X"), "of one asset"),
+            (frame.iloc[150:].assign(symbol=["X", "Y"] * 25), "of one asset, not of 2 symbols"),
+            (None, "a TimeSeries or a DataFrame"),
+            (series[140:] * np.nan, "missing or infinite"),
             (series[140:][["close"]], "lack amount, high"),
         ]:
             with pytest.raises(ValueError, match=message):
@@ -366,6 +428,36 @@ class TestAppend:
         plain = series.with_metadata(None)
         with pytest.raises(ValueError, match="no trading calendar"):
             candles.append(plain, frame.iloc[150:])
+
+    def test_a_strided_slice_is_refused(self, frame):
+        series = candles.from_dataframe(frame.iloc[:150])
+        with pytest.raises(ValueError, match="every 3th bar only"):
+            candles.append(series[::3], frame.iloc[150:])
+
+    def test_finer_times_are_not_rounded(self, frame):
+        seconds = frame.set_index(frame.index.as_unit("s"))
+        late = frame.iloc[[150]].set_index(frame.index[[150]] + pd.Timedelta("250ms"))
+        longer = candles.append(candles.from_dataframe(seconds.iloc[:150]), late)
+        assert list(candles.timestamps(longer)) == [*frame.index[:150], late.index[0]]
+        planned = [late.index[0].isoformat()]
+        series = candles.from_dataframe(seconds.iloc[:150], future_timestamps=planned)
+        assert calendar_of(series).times(np.array([150]))[0] == late.index[0]
+
+    def test_a_split_between_old_and_new_bars_is_warned_of(self, frame):
+        series = candles.from_dataframe(frame.iloc[:150])
+        halved = frame.iloc[150:] / 2
+        with pytest.warns(
+            UserWarning, match=f"0.5.* into the bar of {frame.index[150]}".replace("+", ".")
+        ):
+            longer = candles.append(series, halved)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            candles.append(longer[:170], halved.iloc[20:])
+
+    def test_what_was_written_with_a_symbol_may_be_appended(self, frame):
+        (series,) = candles.from_dataframe(frame.iloc[:150].assign(symbol="A"))
+        new = candles.to_dataframe(candles.from_dataframe(frame.iloc[150:].assign(symbol="A"))[0])
+        assert len(candles.append(series, new)) == 200
 
     def test_darts_own_append_is_warned_of(self, frame):
         first, second = (
@@ -417,6 +509,8 @@ class TestOut:
             ({"quantiles": [0.5], "paths": "long"}, "not for both"),
             ({"paths": "tall"}, "'long', 'wide' or None, got 'tall'"),
             ({"quantiles": [5]}, r"must lie in \[0, 1\]"),
+            ({"quantiles": ["a"]}, r"must lie in \[0, 1\]"),
+            ({"quantiles": [0.5001, 0.5002]}, "differ by 0.001"),
         ]:
             with pytest.raises(ValueError, match=message):
                 candles.to_dataframe(forecast, **wish)
@@ -480,6 +574,10 @@ def test_bad_frames_are_refused(frame):
         (frame.iloc[[0, 1, 1, 2]], r"repeats a timestamp: row 2"),
         (frame.assign(Close=1.0), "one name"),
         (frame.assign(time="noon, or so"), "cannot be read.*say `time_format`"),
+        (pd.concat([frame, frame], axis=1), "have one name"),
+        (frame.assign(date=1, Date=2), "'date', 'Date' have one name"),
+        (frame.assign(symbol="A", Symbol="B"), "'symbol', 'Symbol' have one name"),
+        (frame.assign(volume=pd.Timedelta("1s")), "not numeric: it holds timedelta"),
         (frame.assign(time=7), "the numbers from 7 to 7 are neither"),
         (frame.assign(time=[None, *frame.index[1:]]), r"Row 0 has no timestamp \(1 such"),
         (frame.assign(time="01/02/2024"), "may begin with the day or the month"),

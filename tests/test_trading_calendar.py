@@ -151,6 +151,67 @@ class TestFuture:
         assert list(came.planned) == [planned[1]]
         assert not len(calendar.extended(pd.DatetimeIndex(["2025-02-08"])).planned)
 
+    def test_a_calendar_that_ends_gives_what_it_knows(self):
+        calendar = exchange_calendars.get_calendar("XSHG")
+        last = calendar.bound_max()
+        sessions = exchange_calendars.get_calendar("XSHG", start="2025-01-02", end=last).sessions
+        known = len(sessions) - 12
+        clock = TradingCalendar(sessions[:known], "XSHG")
+        assert list(clock.times(np.arange(known, known + 12))) == list(sessions[known:])
+        with pytest.raises(ValueError, match="knows 12 bars after .*; 13 are asked for"):
+            clock.times(np.arange(known, known + 13))
+        TradingCalendar(sessions, "XSHG")
+
+    def test_a_day_may_begin_without_a_midnight(self):
+        times = pd.date_range("2024-08-01", "2024-10-01", freq="h", tz="America/Santiago")
+        times = times[(times.hour >= 9) & (times.hour < 17)]
+        check_future(
+            times, int(times.searchsorted(pd.Timestamp("2024-09-08 13:00", tz=times.tz))) + 1
+        )
+
+    def test_a_missing_bar_does_not_close_a_market(self):
+        times = pd.date_range("2024-01-01", periods=12_000, freq="min", tz="UTC")
+        check_future(times.delete([300]), 6600)
+        hours = pd.date_range("2024-01-01", periods=300, freq="h", tz="UTC")
+        check_future(hours.delete([30]), 119)
+
+    def test_two_bars_are_enough_for_an_exchange(self):
+        sessions = exchange_calendars.get_calendar(
+            "XNYS", start="2025-06-06", end="2025-08-31"
+        ).sessions
+        check_future(sessions, 2, "XNYS")
+
+    def test_sparse_bars_of_a_session_lie_on_its_grid(self):
+        rng = np.random.default_rng(0)
+        minutes = session_bars("XNYS", "2025-02-03", "2025-03-31", "1min", "left")
+        known = minutes[np.sort(rng.choice(8000, 500, replace=False))]
+        calendar = TradingCalendar(known, "XNYS")
+        after = minutes[minutes > known[-1]][:900]
+        pd.testing.assert_index_equal(
+            calendar.times(np.arange(500, 1400)), after, check_names=False
+        )
+
+    def test_a_session_that_was_made_longer(self):
+        times = session_bars("XTKS", "2024-09-02", "2024-12-27", "1h", "left")
+        parts = []
+        for _, day in times.groupby(times.normalize()).items():
+            parts.append(pd.DatetimeIndex(day))
+        ends = session_bars("XTKS", "2024-09-02", "2024-12-27", "30min", "right")
+        # Ends of hours, and of the last half hour before a break or close.
+        schedule = exchange_calendars.get_calendar(
+            "XTKS", start="2024-09-02", end="2024-12-27"
+        ).schedule
+        hourly = (times + pd.Timedelta("1h")).to_series()
+        bounds = pd.DatetimeIndex(schedule["break_start"]).append(
+            pd.DatetimeIndex(schedule["close"])
+        )
+        late = bounds[bounds.isin(ends)]
+        kept = pd.DatetimeIndex(hourly[hourly.isin(ends)]).append(late).unique().sort_values()
+        known = int(kept.searchsorted(pd.Timestamp("2024-10-25", tz="UTC")))
+        calendar = TradingCalendar(kept[:known], "XTKS")
+        coming = calendar.times(np.arange(known, len(kept)))
+        assert set(schedule["close"][schedule["close"] > kept[known]]) <= set(coming)
+
     def test_a_far_future_is_reached(self):
         times = HONG_KONG[:700]
         assert TradingCalendar(times, "XHKG").times(np.array([20_000]))[0].year == 2025

@@ -1,0 +1,180 @@
+"""Forecast accuracy against the random walk, LSTM, TFT and others, without leaks.
+
+    python benchmarks/accuracy.py --quick    # one seed, two pools, under 15 minutes on two cores
+    python benchmarks/accuracy.py            # three seeds, all pools; resumable
+
+Chronological parts with an embargo of one horizon; statistics from the context alone; the same
+context, windows and tuning budget for every learned model; tuning on validation with the first
+seed; one run on test. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from evaluation import report  # noqa: E402
+from evaluation.baselines import BASELINES  # noqa: E402
+from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows  # noqa: E402
+from evaluation.learned import CONFIGS, Candidate, Fitted, candidates  # noqa: E402
+from evaluation.measures import Scores, score  # noqa: E402
+
+STRIDE = 4
+"""Bars from one test forecast to the next."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Store:
+    """Results on disk: what was computed once is not computed again.
+
+    Parameters
+    ----------
+    folder
+        Where the results lie.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, *parts: object) -> Path:
+        """The file of a result."""
+        name = "__".join(str(part) for part in parts)
+        return self.folder / (
+            "".join(c if c.isalnum() or c in "_-=.," else "_" for c in name) + ".pkl"
+        )
+
+    def get(self, *parts: object) -> Any:
+        """A result, or None."""
+        path = self.path(*parts)
+        return pickle.loads(path.read_bytes()) if path.exists() else None
+
+    def put(self, result: Any, *parts: object) -> Any:
+        """Keep a result; the file appears whole or not at all."""
+        path = self.path(*parts)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(pickle.dumps(result))
+        temporary.replace(path)
+        return result
+
+
+def score_all(paths: list[np.ndarray], pool: Pool, part: str, stride: int) -> dict[str, Scores]:
+    """Scores of a pool's forecasts by symbol."""
+    scores = {}
+    for symbol, found, series in zip(pool.symbols, paths, getattr(pool, part), strict=True):
+        contexts, futures = windows(series[PRICES], stride)
+        assert len(found) == len(contexts), (symbol, len(found), len(contexts))
+        scores[symbol] = score(found, contexts, futures)
+    return scores
+
+
+def run_baseline(store: Store, pool: Pool, name: str) -> dict[str, Any]:
+    """Scores of a forecaster without training on the test part."""
+    done = store.get(pool.name, name, 0)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    paths = []
+    for series in pool.test:
+        contexts, _ = windows(series[PRICES], STRIDE)
+        paths.append(BASELINES[name](contexts, HORIZON, np.random.default_rng(0)))
+    seconds = time.perf_counter() - started
+    result = {
+        "scores": score_all(paths, pool, "test", STRIDE),
+        "fit_seconds": 0.0,
+        "forecast_seconds": seconds,
+        "n_parameters": 0,
+        "candidate": name,
+    }
+    return store.put(result, pool.name, name, 0)
+
+
+def validation_crps(fitted: Fitted, pool: Pool) -> float:
+    """Mean CRPS of the close on the validation part, over the last close."""
+    scores = score_all(fitted.paths(pool.val, 2 * STRIDE), pool, "val", 2 * STRIDE)
+    return float(np.mean([one.crps.mean() for one in scores.values()]))
+
+
+def tune(store: Store, pool: Pool, model: str, budget: int) -> Candidate:
+    """The candidate of a model with the least validation CRPS."""
+    losses = {}
+    for candidate in candidates(model, budget):
+        loss = store.get(pool.name, "validation", candidate.name)
+        if loss is None:
+            fitted = Fitted(candidate, pool, 0)
+            loss = store.put(validation_crps(fitted, pool), pool.name, "validation", candidate.name)
+        print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
+        losses[candidate.name] = loss, candidate
+    return min(losses.values(), key=lambda pair: pair[0])[1]
+
+
+def run_learned(
+    store: Store, pool: Pool, model: str, budget: int, seeds: int
+) -> list[dict[str, Any]]:
+    """Scores of a learned model on the test part, a result for each seed."""
+    done = [store.get(pool.name, model, budget, seed) for seed in range(seeds)]
+    if all(one is not None for one in done):
+        return done
+    chosen = tune(store, pool, model, budget)
+    results = []
+    for seed in range(seeds):
+        result = store.get(pool.name, model, budget, seed)
+        if result is None:
+            fitted = Fitted(chosen, pool, seed)
+            paths = fitted.paths(pool.test, STRIDE)
+            result = {
+                "scores": score_all(paths, pool, "test", STRIDE),
+                "fit_seconds": fitted.fit_seconds,
+                "forecast_seconds": fitted.forecast_seconds,
+                "n_parameters": fitted.n_parameters,
+                "candidate": chosen.name,
+            }
+            store.put(result, pool.name, model, budget, seed)
+        print(f"  {pool.name}: {chosen.name}: seed {seed} done", flush=True)
+        results.append(result)
+    return results
+
+
+def main() -> None:
+    """Run what is asked, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, two pools, no tuning")
+    parser.add_argument("--pools", nargs="+", choices=POOLS, help="only these pools")
+    parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=3, help="configurations that are tried")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    arguments = parser.parse_args()
+    seeds, budget = (1, 1) if arguments.quick else (arguments.seeds, arguments.budget)
+    pools = arguments.pools or (["AAPL hourly", "AAPL minute"] if arguments.quick else list(POOLS))
+    out = arguments.out or RESULTS / ("quick" if arguments.quick else "full")
+    for name in ("pytorch_lightning", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+    started = time.perf_counter()
+    store = Store(out / "parts")
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name in pools:
+        pool = load(name)
+        results[name] = {baseline: [run_baseline(store, pool, baseline)] for baseline in BASELINES}
+        for model in arguments.models:
+            results[name][model] = run_learned(store, pool, model, budget, seeds)
+    seconds = store.get("seconds") or 0.0
+    store.put(seconds + time.perf_counter() - started, "seconds")
+    report.write(results, out, overlap=-(-HORIZON // STRIDE), seconds=store.get("seconds"))
+
+
+if __name__ == "__main__":
+    main()

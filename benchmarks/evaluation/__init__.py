@@ -1,0 +1,1 @@
+"""Parts of the accuracy benchmark: data, forecasters, measures, report."""

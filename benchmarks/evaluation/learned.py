@@ -1,0 +1,273 @@
+"""Forecasters that are trained: KronosModel, and Darts' LSTM, TFT, NLinear and LightGBM.
+
+Each baseline sees bars as scaled prices or as returns (log open, high, low, close over the close
+before, scaled by the training part); the better on validation is reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from darts.dataprocessing.transformers import Scaler
+from darts.models import BlockRNNModel, LightGBMModel, NLinearModel, TFTModel
+from darts.utils.likelihood_models.torch import QuantileRegression
+from pytorch_lightning.callbacks import EarlyStopping
+
+from darts_kronos import KronosModel
+from darts_kronos.trading_calendar import stamp_series
+from evaluation.baselines import SAMPLES
+from evaluation.data import CONTEXT, HORIZON, PRICES, Pool
+from evaluation.measures import CLOSE
+
+QUANTILES = [0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98]
+
+PATIENCE, MOST_EPOCHS = 3, 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model's configuration: what tuning chooses from.
+
+    Attributes
+    ----------
+    model
+        Name of the model.
+    view
+        How it sees bars: "prices" or "returns"; Kronos has its own.
+    config
+        Values of the model's parameters.
+    """
+
+    model: str
+    view: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A name for files and tables."""
+        values = ",".join(f"{key}={value}" for key, value in self.config.items())
+        return f"{self.model} [{self.view}] {values}".strip()
+
+
+CONFIGS: dict[str, list[dict[str, Any]]] = {
+    "Kronos": [{}, {"s1_bits": 6, "s2_bits": 6}, {"ffn_dropout": 0.3, "resid_dropout": 0.3}],
+    "LSTM": [
+        {"hidden_dim": 32, "dropout": 0.1, "lr": 1e-3},
+        {"hidden_dim": 64, "dropout": 0.3, "lr": 1e-3},
+        {"hidden_dim": 32, "dropout": 0.3, "lr": 3e-3},
+    ],
+    "TFT": [
+        {"hidden_size": 16, "dropout": 0.1, "lr": 1e-3},
+        {"hidden_size": 32, "dropout": 0.3, "lr": 1e-3},
+        {"hidden_size": 16, "dropout": 0.3, "lr": 3e-3},
+    ],
+    "NLinear": [{"lr": 1e-4}, {"lr": 1e-3}, {"lr": 1e-3, "const_init": False}],
+    "LightGBM": [
+        {"lags": 24, "n_estimators": 50, "num_leaves": 7},
+        {"lags": 12, "n_estimators": 100, "num_leaves": 3},
+        {"lags": 24, "n_estimators": 30, "num_leaves": 15},
+    ],
+}
+"""As many for each model: the tuning budget."""
+
+
+def candidates(model: str, budget: int) -> list[Candidate]:
+    """The first `budget` configurations of a model, in each view."""
+    views = ["own"] if model == "Kronos" else ["returns", "prices"]
+    return [Candidate(model, view, c) for c in CONFIGS[model][:budget] for view in views]
+
+
+class Fitted:
+    """A candidate, trained on a pool.
+
+    Parameters
+    ----------
+    candidate
+        What to train.
+    pool
+        Its training and validation parts are used.
+    seed
+        Of the model's random state.
+    """
+
+    def __init__(self, candidate: Candidate, pool: Pool, seed: int):
+        self.candidate = candidate
+        self.whole = candidate.model != "LightGBM"
+        self.scaler: Scaler | None = None
+        self.scale = 1.0
+        if candidate.view == "prices":
+            self.scaler = Scaler().fit([self._priced(s) for s in pool.train])
+        elif candidate.view == "returns":
+            closes = [np.log(s["close"].values()[:, 0]) for s in pool.train]
+            self.scale = 1 / float(np.std(np.concatenate([np.diff(close) for close in closes])))
+        train, val = self._seen(pool.train), self._seen(pool.val)
+        started = time.perf_counter()
+        self.model = _MAKERS[candidate.model](candidate, train, val, seed)
+        self.fit_seconds = time.perf_counter() - started
+        self.forecast_seconds = 0.0
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Trainable numbers; None for trees."""
+        module = getattr(self.model, "model", None)
+        if not isinstance(module, torch.nn.Module):
+            return None
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    def _priced(self, series: TimeSeries) -> TimeSeries:
+        return series[PRICES] if self.whole else series["close"]
+
+    def _seen(self, series: Sequence[TimeSeries]) -> list[TimeSeries]:
+        """The series as the model sees them."""
+        if self.candidate.view == "own":
+            return list(series)
+        if self.scaler is not None:
+            return list(self.scaler.transform([self._priced(s) for s in series]))
+        seen = []
+        for one in series:
+            log = np.log(one[PRICES].values())
+            returns = (log[1:] - log[:-1, CLOSE:]) * self.scale
+            returns = returns if self.whole else returns[:, CLOSE:]
+            seen.append(self._priced(one)[1:].with_values(returns))
+        return seen
+
+    def paths(self, series: Sequence[TimeSeries], stride: int) -> list[np.ndarray]:
+        """Sample paths of each series' forecasts, (W, n, 4 or 1, S), in its own units."""
+        started = time.perf_counter()
+        seen = self._seen(series)
+        found = [
+            self.model.historical_forecasts(
+                one,
+                start=one.end_time() - len(raw) + 1 + CONTEXT,
+                forecast_horizon=HORIZON,
+                stride=stride,
+                retrain=False,
+                last_points_only=False,
+                num_samples=SAMPLES,
+                verbose=False,
+                show_warnings=False,
+                **self._covariates([one]),
+            )
+            for one, raw in zip(seen, series, strict=True)
+        ]
+        out = [
+            self._in_prices(forecasts, i, raw)
+            for i, (forecasts, raw) in enumerate(zip(found, series, strict=True))
+        ]
+        self.forecast_seconds += time.perf_counter() - started
+        return out
+
+    def _covariates(self, series: list[TimeSeries]) -> dict[str, Any]:
+        if self.candidate.model != "TFT":
+            return {}
+        return {"future_covariates": _stamps(series)[0]}
+
+    def _in_prices(self, forecasts: list[TimeSeries], i: int, raw: TimeSeries) -> np.ndarray:
+        if self.candidate.view == "own":
+            return np.stack([one[PRICES].all_values() for one in forecasts])
+        if self.scaler is not None:
+            back = [self.scaler.inverse_transform(one, idx_params=i) for one in forecasts]
+            return np.stack([one.all_values() for one in back])
+        returns = np.stack([one.all_values() for one in forecasts]) / self.scale
+        closes = returns[:, :, -1:].cumsum(axis=1)
+        first = raw.start_time()
+        known = raw["close"].values()[:, 0]
+        last = np.array([known[one.start_time() - first - 1] for one in forecasts])
+        return last[:, None, None, None] * np.exp(closes - returns[:, :, -1:] + returns)
+
+
+def _stamps(series: Sequence[TimeSeries]) -> list[TimeSeries]:
+    """Calendar stamps of the series and of a horizon more, scaled to about 1."""
+    stamped = [stamp_series(one, HORIZON) for one in series]
+    sizes = np.array([60.0, 24.0, 7.0, 31.0, 12.0])
+    return [one.with_values(one.values() / sizes) for one in stamped if one is not None]
+
+
+def _torch_kwargs(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        "input_chunk_length": CONTEXT - 1,
+        "output_chunk_length": HORIZON,
+        "likelihood": QuantileRegression(QUANTILES),
+        "n_epochs": MOST_EPOCHS,
+        "batch_size": 64,
+        "optimizer_kwargs": {"lr": config["lr"]},
+        "random_state": seed,
+        "save_checkpoints": True,
+        "force_reset": True,
+        "work_dir": tempfile.mkdtemp(),
+        "pl_trainer_kwargs": {
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [EarlyStopping("val_loss", patience=PATIENCE)],
+        },
+    }
+
+
+def _network(cls: type, with_stamps: bool = False) -> Callable[..., Any]:
+    def make(
+        candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+    ) -> Any:
+        own = {key: value for key, value in candidate.config.items() if key != "lr"}
+        model = cls(**_torch_kwargs(candidate.config, seed), **own)
+        covariates = {}
+        if with_stamps:
+            covariates = {
+                "future_covariates": _stamps(train),
+                "val_future_covariates": _stamps(val),
+            }
+        return model.fit(train, val_series=val, load_best=True, **covariates)
+
+    return make
+
+
+def _lstm(**kwargs: Any) -> BlockRNNModel:
+    return BlockRNNModel(model="LSTM", n_rnn_layers=2, **kwargs)
+
+
+def _light_gbm(
+    candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+) -> LightGBMModel:
+    model = LightGBMModel(
+        output_chunk_length=HORIZON,
+        likelihood="quantile",
+        quantiles=QUANTILES,
+        random_state=seed,
+        verbose=-1,
+        n_jobs=2,
+        **candidate.config,
+    )
+    return model.fit(train)
+
+
+def _kronos(
+    candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+) -> KronosModel:
+    model = KronosModel(
+        input_chunk_length=CONTEXT,
+        output_chunk_length=HORIZON,
+        random_state=seed,
+        pl_trainer_kwargs={
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        **candidate.config,
+    )
+    return model.fit(train, val_series=val)
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "Kronos": _kronos,
+    "LSTM": _network(_lstm),  # type: ignore[arg-type]
+    "TFT": _network(TFTModel, with_stamps=True),
+    "NLinear": _network(NLinearModel),
+    "LightGBM": _light_gbm,
+}

@@ -1,0 +1,170 @@
+"""Measures of forecasts: of the close, and of whole candles.
+
+Shapes by letter: W windows, n bars of the horizon, S samples, M models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVELS = (0.5, 0.9)
+"""Intervals whose coverage and Winkler score are measured."""
+
+HIGH, LOW, CLOSE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model's forecasts of a series were worth, window by window.
+
+    Attributes
+    ----------
+    absolute, squared, crps
+        Of the close, in units of the last close, (W, n); the absolute error is of the paths'
+        median, the squared one of their mean.
+    naive
+        Actual return on the last close: minus the error of the last close as a forecast, (W, n).
+    inside, winkler
+        For each of ``LEVELS``, (W, n).
+    energy
+        Energy score of the paths of log prices, in units of the context's volatility, (W,); NaN
+        for models of the close alone.
+    volatility, actual_volatility
+        Forecast and actual realised volatility over the horizon, (W,).
+    predicted, actual
+        Forecast and actual return over the horizon, (W,).
+    valid
+        Share of valid candles; NaN for models of the close alone.
+    """
+
+    absolute: np.ndarray
+    squared: np.ndarray
+    crps: np.ndarray
+    naive: np.ndarray
+    inside: dict[str, np.ndarray]
+    winkler: dict[str, np.ndarray]
+    energy: np.ndarray
+    volatility: np.ndarray
+    actual_volatility: np.ndarray
+    predicted: np.ndarray
+    actual: np.ndarray
+    valid: float
+
+
+def crps(samples: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score of samples (..., S) against values (...)."""
+    ordered = np.sort(samples, axis=-1)
+    S = samples.shape[-1]
+    weights = (2 * np.arange(1, S + 1) - S - 1) / S**2
+    return np.abs(ordered - actual[..., None]).mean(axis=-1) - (ordered * weights).sum(axis=-1)
+
+
+def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Scores:
+    """Scores of forecasts.
+
+    Parameters
+    ----------
+    paths
+        Sample paths of open, high, low and close, (W, n, 4, S), or of the close alone,
+        (W, n, 1, S); in the order in which they would be traded, without a look ahead.
+    contexts, futures
+        The bars before, (W, T, 4), and the bars that came, (W, n, 4).
+    """
+    last = contexts[:, -1:, CLOSE]
+    whole = paths.shape[2] == 4
+    close = paths[:, :, CLOSE if whole else 0] / last[..., None]  # (W, n, S)
+    actual = futures[:, :, CLOSE] / last
+    median = np.median(close, axis=-1)
+    inside, winkler = {}, {}
+    for level in LEVELS:
+        low, high = np.quantile(close, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        below, above = np.maximum(low - actual, 0), np.maximum(actual - high, 0)
+        inside[f"{level:.0%}"] = (below == 0) & (above == 0)
+        winkler[f"{level:.0%}"] = high - low + 2 / (1 - level) * (below + above)
+    log_paths = np.log(np.maximum(close, 1e-6))
+    first = np.zeros_like(log_paths[:, :1])
+    steps = np.diff(log_paths, axis=1, prepend=first)
+    log_actual = np.log(actual)
+    actual_steps = np.diff(log_actual, axis=1, prepend=0.0)
+    returns = np.diff(np.log(contexts[:, :, CLOSE]), axis=1)
+    scale = returns.std(axis=1)
+    if whole:
+        relative = np.log(np.maximum(paths / last[:, :, None, None], 1e-6))
+        came = np.log(futures[:, :, :4] / last[:, :, None])
+        energy = _energy(relative / scale[:, None, None, None], came / scale[:, None, None])
+        prices = paths
+        top, bottom = prices.max(axis=2), prices.min(axis=2)
+        tolerance = 1e-9 * top
+        ok = (prices[:, :, HIGH] >= top - tolerance) & (prices[:, :, LOW] <= bottom + tolerance)
+        valid = float((ok & (bottom > 0)).mean())
+    else:
+        energy, valid = np.full(len(paths), np.nan), float("nan")
+    return Scores(
+        absolute=np.abs(median - actual),
+        squared=(close.mean(axis=-1) - actual) ** 2,
+        crps=crps(close, actual),
+        naive=actual - 1,
+        inside=inside,
+        winkler=winkler,
+        energy=energy,
+        volatility=np.sqrt((steps**2).sum(axis=1)).mean(axis=-1),
+        actual_volatility=np.sqrt((actual_steps**2).sum(axis=1)),
+        predicted=log_paths[:, -1].mean(axis=-1),
+        actual=log_actual[:, -1],
+        valid=valid,
+    )
+
+
+def _energy(paths: np.ndarray, came: np.ndarray) -> np.ndarray:
+    """Energy score of paths (W, n, C, S) against (W, n, C): pairs are neighbours, S of them."""
+    W, S = paths.shape[0], paths.shape[-1]
+    flat = paths.reshape(W, -1, S)
+    to_actual = np.linalg.norm(flat - came.reshape(W, -1, 1), axis=1).mean(axis=-1)
+    apart = np.linalg.norm(flat - np.roll(flat, 1, axis=-1), axis=1).mean(axis=-1)
+    return to_actual - 0.5 * apart
+
+
+def diebold_mariano(ours: np.ndarray, theirs: np.ndarray, horizon: int) -> tuple[float, float]:
+    """Diebold-Mariano statistic with the Harvey-Leybourne-Newbold correction.
+
+    Parameters
+    ----------
+    ours, theirs
+        Losses of two forecasters of the same windows in order of time, (W,).
+    horizon
+        Windows that one forecast overlaps, its own included.
+
+    Returns
+    -------
+    tuple
+        The statistic, negative if ours is better, and the two-sided p-value.
+
+    References
+    ----------
+    .. [1] D. Harvey, S. Leybourne, P. Newbold, "Testing the equality of prediction mean squared
+           errors", International Journal of Forecasting 13 (1997).
+    """
+    d = ours - theirs
+    W = len(d)
+    centred = d - d.mean()
+    variance = centred @ centred / W
+    for lag in range(1, min(horizon, W - 1)):
+        # Bartlett weights keep the variance positive.
+        variance += 2 * (1 - lag / horizon) * (centred[lag:] @ centred[:-lag]) / W
+    if variance <= 0:
+        return float("nan"), float("nan")
+    correction = (W + 1 - 2 * horizon + horizon * (horizon - 1) / W) / W
+    statistic = d.mean() / np.sqrt(variance / W) * np.sqrt(max(correction, 0.0))
+    return float(statistic), float(2 * stats.t.sf(abs(statistic), W - 1))
+
+
+def directional_accuracy(predicted: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """Share of returns whose sign was forecast, and the p-value of a binomial test against 1/2."""
+    moved = (actual != 0) & (predicted != 0)
+    hits = int((np.sign(predicted) == np.sign(actual))[moved].sum())
+    if not moved.any():
+        return float("nan"), float("nan")
+    return hits / moved.sum(), float(stats.binomtest(hits, int(moved.sum())).pvalue)

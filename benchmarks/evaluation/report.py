@@ -1,0 +1,271 @@
+"""Tables, JSON and pictures of the accuracy benchmark."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from arch.bootstrap import MCS
+from matplotlib.figure import Figure
+from scipy import stats
+
+from evaluation.measures import LEVELS, Scores, diebold_mariano, directional_accuracy
+
+WALKS = ("random walk", "EWMA walk")
+"""CRPS is measured over the better of these bands."""
+
+Results = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
+    """Write report.md, report.json and three pictures to `out`, and print the tables.
+
+    Parameters
+    ----------
+    results
+        Pool -> model -> a result for each seed.
+    out
+        Folder to write to.
+    overlap
+        Neighbouring forecasts that share bars, themselves included.
+    seconds
+        How long the results took to compute.
+    """
+    rows = _by_series(results, overlap)
+    frame = pd.DataFrame(rows)
+    summary = _summary(frame)
+    costs = _costs(results)
+    machine = (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
+    )
+    text = [
+        f"Computed in {seconds / 60:.0f} minutes on {machine}.",
+        "## Mean over the series",
+        summary.to_markdown(floatfmt=".3f"),
+        "## By series",
+        frame.set_index(["series", "model"])[_SHOWN].to_markdown(floatfmt=".3f"),
+        "## Fit and forecast",
+        costs.to_markdown(floatfmt=".1f", index=False),
+    ]
+    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    (out / "report.json").write_text(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "machine": machine,
+                "series": rows,
+                "summary": json.loads(summary.to_json(orient="index")),
+            },
+            indent=1,
+        )
+    )
+    print("\n\n".join(text[:3]))
+    _reliability(results).savefig(out / "reliability.png", dpi=110)
+    _coverage_by_step(results).savefig(out / "coverage_by_step.png", dpi=110)
+    _skill(frame).savefig(out / "crps_skill.png", dpi=110)
+    print(f"\nwritten to {out}: report.md, report.json and three pictures")
+
+
+_SHOWN = [
+    "MAE ratio",
+    "RMSE ratio",
+    "CRPS ratio",
+    "coverage 50",
+    "coverage 90",
+    "Winkler 90 ratio",
+    "energy ratio",
+    "volatility MAE ratio",
+    "volatility R2",
+    "direction",
+    "IC",
+    "rank IC",
+    "valid candles",
+    "DM p (walk)",
+    "in MCS",
+]
+
+
+def _mean(results: list[dict[str, Any]], symbol: str, name: str) -> np.ndarray:
+    """A measure (W, ...) of a series, the mean over seeds."""
+    return np.mean([getattr(result["scores"][symbol], name) for result in results], axis=0)
+
+
+def _nested(results: list[dict[str, Any]], symbol: str, name: str, level: str) -> np.ndarray:
+    return np.mean([getattr(r["scores"][symbol], name)[level] for r in results], axis=0)
+
+
+def _by_series(results: Results, overlap: int) -> list[dict[str, Any]]:
+    rows = []
+    for pool, models in results.items():
+        for symbol in models[WALKS[0]][0]["scores"]:
+            losses = {
+                name: _mean(found, symbol, "crps").mean(axis=1) for name, found in models.items()
+            }
+            walk = min(WALKS, key=lambda name: losses[name].mean())
+            included = _model_confidence_set(losses, overlap)
+            for name, found in models.items():
+                rows.append(
+                    {
+                        "pool": pool,
+                        "series": symbol,
+                        "model": name,
+                        "seeds": len(found),
+                        "windows": len(losses[name]),
+                        **_measures(models, name, symbol, walk),
+                        "DM p (walk)": _one_sided(losses[name], losses[walk], overlap),
+                        **{
+                            f"DM p ({other})": _one_sided(losses[name], losses[other], overlap)
+                            for other in ("LSTM", "TFT")
+                            if other in losses
+                        },
+                        "in MCS": name in included,
+                    }
+                )
+    return rows
+
+
+def _one_sided(ours: np.ndarray, theirs: np.ndarray, overlap: int) -> float:
+    """p-value of "ours is no better"."""
+    statistic, both = diebold_mariano(ours, theirs, overlap)
+    return float("nan") if np.isnan(both) else both / 2 if statistic < 0 else 1 - both / 2
+
+
+def _model_confidence_set(losses: dict[str, np.ndarray], overlap: int) -> set[str]:
+    frame = pd.DataFrame(losses)
+    mcs = MCS(frame, size=0.1, block_size=max(2, 2 * overlap), seed=0)
+    mcs.compute()
+    return set(mcs.included)
+
+
+def _measures(
+    models: dict[str, list[dict[str, Any]]], name: str, symbol: str, walk: str
+) -> dict[str, float]:
+    found = models[name]
+    bands: Scores = models[walk][0]["scores"][symbol]
+    ewma: Scores = models["EWMA walk"][0]["scores"][symbol]
+    per_seed = [result["scores"][symbol].crps.mean() / bands.crps.mean() for result in found]
+    volatility, actual = _mean(found, symbol, "volatility"), ewma.actual_volatility
+    predicted, came = _mean(found, symbol, "predicted"), ewma.actual
+    direction, direction_p = directional_accuracy(predicted, came)
+    moves = np.ptp(predicted) > 0
+
+    def over(name: str, reference: Scores) -> float:
+        return float(_mean(found, symbol, name).mean() / getattr(reference, name).mean())
+
+    out = {
+        # Over the errors of the last close: what a random walk says of every price to come.
+        "MAE ratio": float(_mean(found, symbol, "absolute").mean() / np.abs(bands.naive).mean()),
+        "RMSE ratio": float(
+            np.sqrt(_mean(found, symbol, "squared").mean() / np.mean(bands.naive**2))
+        ),
+        "CRPS ratio": float(np.mean(per_seed)),
+        "CRPS ratio, spread over seeds": float(np.std(per_seed)),
+    }
+    for level in LEVELS:
+        key = f"{level:.0%}"
+        out[f"coverage {key[:-1]}"] = float(_nested(found, symbol, "inside", key).mean())
+        out[f"Winkler {key[:-1]} ratio"] = float(
+            _nested(found, symbol, "winkler", key).mean() / bands.winkler[key].mean()
+        )
+    error = np.abs(volatility - actual)
+    return out | {
+        "energy ratio": over("energy", bands),
+        "volatility MAE ratio": float(error.mean() / np.abs(ewma.volatility - actual).mean()),
+        "volatility MAE over bands'": float(
+            error.mean() / np.abs(bands.volatility - actual).mean()
+        ),
+        "volatility R2": float(
+            1 - ((volatility - actual) ** 2).sum() / ((actual - actual.mean()) ** 2).sum()
+        ),
+        "direction": direction,
+        "direction p": direction_p,
+        "IC": float(np.corrcoef(predicted, came)[0, 1]) if moves else float("nan"),
+        "rank IC": float(stats.spearmanr(predicted, came)[0]) if moves else float("nan"),
+        "valid candles": float(np.mean([result["scores"][symbol].valid for result in found])),
+    }
+
+
+def _summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over series, with the standard error of the CRPS ratio."""
+    grouped = frame.groupby("model", sort=False)
+    summary = grouped[[*_SHOWN[:-2]]].mean()
+    error = grouped["CRPS ratio"].std() / np.sqrt(grouped["CRPS ratio"].count())
+    summary.insert(3, "standard error", error)
+    summary["better than bands (p < .05)"] = grouped["DM p (walk)"].agg(lambda p: (p < 0.05).sum())
+    summary["in MCS"] = grouped["in MCS"].sum()
+    summary["series"] = grouped["series"].count()
+    return summary
+
+
+def _costs(results: Results) -> pd.DataFrame:
+    rows = [
+        {
+            "pool": pool,
+            "model": name,
+            "chosen": found[0]["candidate"],
+            "fit s": np.mean([one["fit_seconds"] for one in found]),
+            "forecast s": np.mean([one["forecast_seconds"] for one in found]),
+            "parameters": found[0]["n_parameters"],
+        }
+        for pool, models in results.items()
+        for name, found in models.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _pooled(results: Results, level: str) -> dict[str, np.ndarray]:
+    """Coverage by step of each model, mean over all windows of all series."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for models in results.values():
+        for name, found in models.items():
+            for symbol in found[0]["scores"]:
+                parts.setdefault(name, []).append(_nested(found, symbol, "inside", level))
+    return {name: np.concatenate(inside).mean(axis=0) for name, inside in parts.items()}
+
+
+def _reliability(results: Results) -> Figure:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
+    for name in next(iter(results.values())):
+        actual = [_pooled(results, f"{level:.0%}")[name].mean() for level in LEVELS]
+        axes.plot(LEVELS, actual, marker="o", label=name, linewidth=2.5 if name == "Kronos" else 1)
+    axes.set(xlabel="interval", ylabel="share of closes inside", xlim=(0.4, 1), ylim=(0.3, 1))
+    axes.set_title("Reliability: intervals of the close, all series and steps")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _coverage_by_step(results: Results) -> Figure:
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, level in zip(figure.subplots(1, 2), LEVELS, strict=True):
+        axes.axhline(level, color="0.6", linestyle=":")
+        for name, inside in _pooled(results, f"{level:.0%}").items():
+            width = 2.5 if name == "Kronos" else 1
+            axes.plot(np.arange(1, len(inside) + 1), inside, label=name, linewidth=width)
+        axes.set(title=f"{level:.0%} intervals of the close", xlabel="bars ahead", ylabel="inside")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _skill(frame: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    table = frame.pivot(index="series", columns="model", values="CRPS ratio")
+    table = table[[name for name in frame["model"].unique()]]
+    for i, name in enumerate(table):
+        at = np.arange(len(table)) + (i - len(table.columns) / 2) * 0.09
+        axes.scatter(at, 1 - table[name], label=name, s=60 if name == "Kronos" else 25)
+    axes.axhline(0, color="0.6", linestyle=":")
+    axes.set_xticks(np.arange(len(table)), list(table.index))
+    axes.set_ylabel("CRPS skill over the better walk's bands")
+    axes.set_ylim(bottom=max(-0.6, axes.get_ylim()[0]))
+    axes.set_title("Above 0: better than the random walk's bands")
+    axes.legend(frameon=False, ncols=4)
+    return figure
