@@ -12,7 +12,6 @@ import pandas as pd
 import pytorch_lightning as pl
 from darts import TimeSeries
 from darts.logging import get_logger
-from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 from darts.typing import TimeSeriesLike
 from darts.utils.data import (
     TorchInferenceDataset,
@@ -24,6 +23,8 @@ from darts.utils.serialization import add_safe_globals
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from darts_kronos.calibration import calibrate
+from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.datasets import (
     KronosInferenceDataset,
     KronosTrainingDataset,
@@ -42,7 +43,6 @@ from darts_kronos.parameters import (
     check_sampling,
     networks,
     predictor_epochs,
-    refuse_half_precision,
     tokenizer_epochs,
     with_defaults,
 )
@@ -52,7 +52,7 @@ from darts_kronos.training import explain_log, recorded
 logger = get_logger(__name__)
 
 
-class KronosModel(MixedCovariatesTorchModel):
+class KronosModel(StampedTorchModel):
     """Kronos: candles as a language (arXiv 2508.02739).
 
     ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
@@ -103,6 +103,8 @@ class KronosModel(MixedCovariatesTorchModel):
     volume_dropout
         Probability that a training window's volume and amount are hidden, so that the model also
         works without them.
+    mirror
+        Probability that a training window is turned upside down, so that no drift is learned.
     n_epochs_tokenizer
         Epochs of the tokenizer stage. `n_epochs`, of Darts, are those of the predictor stage.
         If not given, a stage takes as many as make enough steps: 4 epochs and 500 steps of the
@@ -181,6 +183,7 @@ class KronosModel(MixedCovariatesTorchModel):
         zeta: float | None = None,
         clip: float = 5.0,
         volume_dropout: float = 0.05,
+        mirror: float = 0.0,
         n_epochs_tokenizer: int | None = None,
         tokenizer_batch_size: int = 16,
         tokenizer_optimizer_kwargs: dict[str, Any] | None = None,
@@ -203,7 +206,6 @@ class KronosModel(MixedCovariatesTorchModel):
         self._retrain_tokenizer = False
         # Darts sets these; the type checker cannot see it.
         self.train_sample: TorchTrainingSample
-        self.trainer: pl.Trainer | None
         # Told by the first series that the model is trained on:
         self._components: list[str] | None = None
         self._representation: str | None = representation
@@ -413,29 +415,10 @@ class KronosModel(MixedCovariatesTorchModel):
             clip=self._model_params["clip"],
             max_context=self._model_params["max_context"] or chunks,
             volume_dropout=self._model_params["volume_dropout"],
-            sampling=self._sampling_params,
+            mirror=self._model_params["mirror"],
+            sampling=self.sampling,
             **(self.pl_module_params or {}),
         )
-
-    def _update_covariates_use(self) -> None:
-        # Stamps travel as future covariates inside the windows; users never pass them.
-        super()._update_covariates_use()
-        self._uses_future_covariates = False
-        self._expect_future_covariates = False
-
-    def _verify_dtypes(self, ds_output: Any) -> None:
-        """Accept any: statistics are computed in float64 and the networks run in float32."""
-
-    def _setup_trainer(
-        self,
-        trainer: pl.Trainer | None,
-        model: KronosModule,
-        verbose: bool | None = None,
-        epochs: int = 0,
-    ) -> pl.Trainer:
-        if trainer is not None:
-            refuse_half_precision(trainer.precision)
-        return super()._setup_trainer(trainer, model, verbose, epochs)
 
     def _train(
         self,
@@ -504,15 +487,18 @@ class KronosModel(MixedCovariatesTorchModel):
         ValueError
             If a name is unknown or a value out of range; nothing is changed then.
         """
-        check_sampling(self._sampling_params | changes)
+        check_sampling(self.sampling | changes)
         self._model_params.update(changes)
         if self.model is not None:
-            self.model.hparams["sampling"] = self._sampling_params
+            self.model.hparams["sampling"] = self.sampling
         return self
 
     @property
-    def _sampling_params(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
+        """What :meth:`set_sampling` can change, as it is."""
         return {name: self._model_params[name] for name in SAMPLING}
+
+    calibrate = calibrate
 
     def _build_inference_dataset(
         self,
@@ -536,24 +522,8 @@ class KronosModel(MixedCovariatesTorchModel):
             dataset = self._build_inference_dataset(
                 n, foreign.series, None, None, foreign.stride, foreign.bounds
             )
-        self.model.set_sampling(**self._sampling_params)
+        self.model.set_sampling(**self.sampling)
         return super()._setup_for_predict(n=n, dataset=dataset, **kwargs)
-
-    @property
-    def extreme_lags(self) -> tuple[int | None, ...]:
-        """Bars that a forecast needs: context and horizon, and no covariates."""
-        first, last = -self.input_chunk_length, self.output_chunk_length - 1
-        return first, last, None, None, None, None, 0
-
-    @property
-    def supports_past_covariates(self) -> bool:
-        """False: calendar stamps come from the series' own index."""
-        return False
-
-    @property
-    def supports_future_covariates(self) -> bool:
-        """False: calendar stamps come from the series' own index."""
-        return False
 
     # --- what is known, saving and loading ----------------------------------------------------
 
@@ -574,15 +544,6 @@ class KronosModel(MixedCovariatesTorchModel):
     def explain_log() -> str:
         """What each value in the training log means, as text to print."""
         return explain_log()
-
-    def save(self, path: str | None = None, clean: bool = False) -> None:
-        """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""
-        if self.model is not None and getattr(self, "trainer", None) is None:
-            # Darts writes weights through a trainer; a model that was only loaded has none yet.
-            trainer = self._setup_trainer(None, self.model, verbose=False)
-            trainer.strategy.connect(self.model)
-            self.trainer = trainer
-        super().save(path, clean=clean)
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:

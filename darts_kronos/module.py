@@ -25,7 +25,7 @@ from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
-from darts_kronos.training import StageLog, normalised_windows, one_cycle
+from darts_kronos.training import Augmentation, StageLog, normalised_windows, one_cycle
 
 POINT_FORECASTS = ("mean", "median", "sample")
 
@@ -45,8 +45,8 @@ class KronosModule(PLForecastingModule):
         Bound on the absolute normalised values.
     max_context
         Bars that the predictor sees at most.
-    volume_dropout
-        Probability that a training window's volume and amount are zeroed.
+    volume_dropout, mirror
+        How training windows are varied; see :class:`~darts_kronos.training.Augmentation`.
     sampling
         What :meth:`set_sampling` takes.
     **kwargs
@@ -62,6 +62,7 @@ class KronosModule(PLForecastingModule):
         clip: float,
         max_context: int,
         volume_dropout: float,
+        mirror: float,
         sampling: dict[str, Any],
         **kwargs: Any,
     ):
@@ -70,7 +71,7 @@ class KronosModule(PLForecastingModule):
         self.predictor = KronosPredictor(PredictorConfig(**predictor_config))
         self.representation = representation_named(representation, components, clip)
         self.max_context = max_context
-        self.volume_dropout = volume_dropout
+        self.augmentation = Augmentation(volume_dropout, mirror)
         self.stage_log = StageLog(self.predictor.config.s1_bits, self.predictor.config.s2_bits)
         self.tokenizer_fitted: Tensor
         self.register_buffer("tokenizer_fitted", torch.tensor(False))
@@ -107,16 +108,16 @@ class KronosModule(PLForecastingModule):
 
     def training_step(self, train_batch: TorchTrainingBatch, batch_idx: int) -> Tensor:
         """The loss of a training batch."""
-        return self._step(train_batch, "train", self.volume_dropout)
+        return self._step(train_batch, "train", self.augmentation)
 
     def validation_step(self, val_batch: TorchTrainingBatch, batch_idx: int) -> Tensor:
         """The loss of a validation batch."""
-        return self._step(val_batch, "val", 0.0)
+        return self._step(val_batch, "val", Augmentation())
 
-    def _step(self, batch: TorchTrainingBatch, role: str, volume_dropout: float) -> Tensor:
+    def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
         with torch.no_grad():
             s1, s2 = self.tokenizer.encode(
-                normalised_windows(self.representation, batch, volume_dropout)
+                normalised_windows(self.representation, batch, augmentation)
             )
         stamps = _stamps(batch)
         # As in generation, the tokenizer sees the whole window, the predictor `max_context` bars.

@@ -53,6 +53,7 @@ SAMPLING = (
 TRAINING_ONLY = (
     "n_epochs_tokenizer",
     "volume_dropout",
+    "mirror",
     "tokenizer_batch_size",
     "tokenizer_optimizer_kwargs",
     "tokenizer_trainer_kwargs",
@@ -97,11 +98,12 @@ def check_parameters(params: Mapping[str, Any]) -> None:
             f"`representation` must be one of {', '.join(map(repr, REPRESENTATIONS))} or None, "
             f"got {representation!r}."
         )
-    clip, volume_dropout = params["clip"], params["volume_dropout"]
+    clip = params["clip"]
     if not is_number(clip) or not clip > 0:
         raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
-    if not is_number(volume_dropout) or not 0 <= volume_dropout <= 1:
-        raise ValueError(f"`volume_dropout` must be a number in [0, 1], got {volume_dropout!r}.")
+    for name in ("volume_dropout", "mirror"):
+        if not is_number(params[name]) or not 0 <= params[name] <= 1:
+            raise ValueError(f"`{name}` must be a number in [0, 1], got {params[name]!r}.")
     for name in ("pl_trainer_kwargs", "tokenizer_trainer_kwargs", "tokenizer_optimizer_kwargs"):
         given = params.get(name)
         if given is not None and not isinstance(given, dict):

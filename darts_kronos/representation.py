@@ -96,6 +96,19 @@ class Representation(ABC):
             Of the B contexts, as ``encode`` gave them.
         """
 
+    def mirrored(self, normalised: Tensor) -> Tensor:
+        """Normalised bars (B, T, C) upside down: prices negated, highs and lows exchanged.
+
+        What rose falls as much: a market that is as likely as the one that was seen, where no
+        drift is to be learned.
+        """
+        turned = normalised.clone()
+        order = list(self.prices)
+        if has_prices(self.components):
+            order[1], order[2] = order[2], order[1]
+        turned[..., self.prices] = -normalised[..., order]
+        return turned
+
     def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
         """Bars (B, T, C) in their own units, each after the actual bars (B, T, C) before it.
 

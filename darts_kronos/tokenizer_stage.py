@@ -14,7 +14,13 @@ from torch import Tensor
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import Representation
-from darts_kronos.training import StageLog, TrainingHistory, normalised_windows, one_cycle
+from darts_kronos.training import (
+    Augmentation,
+    StageLog,
+    TrainingHistory,
+    normalised_windows,
+    one_cycle,
+)
 
 TOKENIZER_GRADIENT_CLIP = 2.0
 """Norm at which stage one clips gradients, as published."""
@@ -43,8 +49,8 @@ class TokenizerStage(pl.LightningModule):
         The tokenizer to train, in place.
     representation
         How it sees bars.
-    volume_dropout
-        Probability that a training window's volume and amount are zeroed.
+    augmentation
+        How training windows are varied.
     optimizer_kwargs
         Of AdamW.
     """
@@ -53,18 +59,18 @@ class TokenizerStage(pl.LightningModule):
         self,
         tokenizer: KronosTokenizer,
         representation: Representation,
-        volume_dropout: float,
+        augmentation: Augmentation,
         optimizer_kwargs: dict[str, Any],
     ):
         super().__init__()
         self.tokenizer = tokenizer
         self.representation = representation
-        self.volume_dropout = volume_dropout
+        self.augmentation = augmentation
         self.optimizer_kwargs = optimizer_kwargs
         self.stage_log = StageLog(tokenizer.config.s1_bits, tokenizer.config.s2_bits)
 
-    def _step(self, batch: TorchTrainingBatch, role: str, volume_dropout: float) -> Tensor:
-        parts = self.tokenizer(normalised_windows(self.representation, batch, volume_dropout))
+    def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
+        parts = self.tokenizer(normalised_windows(self.representation, batch, augmentation))
         losses = parts._asdict()
         s1, s2 = losses.pop("s1"), losses.pop("s2")
         self.stage_log.write(self, role, losses, s1, s2)
@@ -72,11 +78,11 @@ class TokenizerStage(pl.LightningModule):
 
     def training_step(self, batch: TorchTrainingBatch, batch_idx: int) -> Tensor:
         """The loss of a training batch."""
-        return self._step(batch, "train", self.volume_dropout)
+        return self._step(batch, "train", self.augmentation)
 
     def validation_step(self, batch: TorchTrainingBatch, batch_idx: int) -> Tensor:
         """The loss of a validation batch."""
-        return self._step(batch, "val", 0.0)
+        return self._step(batch, "val", Augmentation())
 
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule."""
@@ -160,9 +166,7 @@ def train_tokenizer(
     if windows.val_dataset is not None:
         callbacks.append(KeepBest())
     tokenizer = module.tokenizer.requires_grad_(True)
-    stage = TokenizerStage(
-        tokenizer, module.representation, module.volume_dropout, optimizer_kwargs
-    )
+    stage = TokenizerStage(tokenizer, module.representation, module.augmentation, optimizer_kwargs)
     init_trainer({**params, "callbacks": callbacks}).fit(stage, datamodule=windows)
     tokenizer.eval()
     module.tokenizer_fitted.fill_(True)

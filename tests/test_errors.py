@@ -40,6 +40,7 @@ def with_value(series, value, bar=50, component="close"):
         ({"representation": "logs"}, "'window', 'returns' or None, got 'logs'"),
         ({"clip": 0}, "`clip` must be a number > 0"),
         ({"volume_dropout": 1.5}, "volume_dropout"),
+        ({"mirror": -0.5}, "mirror"),
         ({"n_epochs_tokenizer": 0}, "n_epochs_tokenizer"),
         ({"tokenizer_batch_size": 0}, "tokenizer_batch_size"),
         ({"temperature": 0}, "`temperature` must be a number > 0, got 0"),

@@ -193,3 +193,34 @@ def test_returns_are_read_back_over_the_actual_close_before_them():
     back = representation.read_back(wrong, bars, statistics)
     assert not torch.allclose(back[:, 20], bars[:, 20])
     torch.testing.assert_close(back[:, 21:], bars[:, 21:])
+
+
+@pytest.mark.parametrize("name", ["window", "returns"])
+def test_a_mirrored_window_is_a_valid_market_upside_down(name):
+    bars = windows(1)
+    representation = representation_named(name, COMPONENTS, clip=1e9)
+    normalised, statistics = representation.encode(bars, CONTEXT)
+    turned = representation.mirrored(normalised)
+    torch.testing.assert_close(representation.mirrored(turned), normalised)
+    torch.testing.assert_close(turned[..., 4:], normalised[..., 4:])
+    torch.testing.assert_close(turned[..., 3], -normalised[..., 3])
+    if name == "returns":
+        seen = representation.decode(normalised[None, :, CONTEXT:], statistics)[0, 0]
+        mirrored = representation.decode(turned[None, :, CONTEXT:], statistics)[0, 0]
+        last = bars[0, CONTEXT - 1, 3]
+        # A price that rose by a factor falls by it, so highs are lows.
+        torch.testing.assert_close(
+            seen[:, 3] * mirrored[:, 3] / last**2, torch.ones(HORIZON).double()
+        )
+        torch.testing.assert_close(
+            seen[:, 1] * mirrored[:, 2] / last**2, torch.ones(HORIZON).double()
+        )
+        assert (mirrored[:, 1] >= mirrored[:, :4].amax(dim=-1) * (1 - 1e-12)).all()
+
+
+def test_a_mirrored_close_alone_is_negated():
+    representation = representation_named("window", ["close", "other"], clip=5.0)
+    bars = torch.randn(2, 10, 2, dtype=torch.float64)
+    turned = representation.mirrored(bars)
+    torch.testing.assert_close(turned[..., 0], -bars[..., 0])
+    torch.testing.assert_close(turned[..., 1], bars[..., 1])

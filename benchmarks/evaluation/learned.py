@@ -21,6 +21,7 @@ from darts.utils.likelihood_models.torch import QuantileRegression
 from pytorch_lightning.callbacks import EarlyStopping
 
 from darts_kronos import KronosModel
+from darts_kronos.simulate import simulate_candles
 from darts_kronos.trading_calendar import stamp_series
 from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, PRICES, Pool
@@ -259,9 +260,19 @@ def _kronos(
             "enable_progress_bar": False,
             "enable_model_summary": False,
         },
-        **candidate.config,
+        **{key: value for key, value in candidate.config.items() if key != "simulated"},
     )
-    return model.fit(train, val_series=val)
+    simulated = candidate.config.get("simulated")
+    if simulated is None:
+        return model.fit(train, val_series=val)
+    others = simulate_candles(16, 1000, seed=seed)
+    if simulated == "beside":
+        # As many windows of simulated candles as of real ones.
+        share = sum(len(one) for one in train) / 16_000
+        others = simulate_candles(16, max(200, int(1000 * min(share, 1))), seed=seed)
+        return model.fit([*train, *(one.astype(train[0].dtype) for one in others)], val_series=val)
+    model.fit(others, stride=4)
+    return model.fit(train, val_series=val, retrain_tokenizer=True)
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

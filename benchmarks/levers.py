@@ -1,0 +1,113 @@
+"""What each change of training or sampling is worth, on the benchmark's validation parts.
+
+    python benchmarks/levers.py --seeds 3
+
+Each variant is trained on each pool for each seed, and its forecasts of the validation windows are
+measured: CRPS over the better random walk's bands, MAE over the last close's, and coverage of the
+close's 50% and 90% intervals. Nothing of the test parts is touched. Resumable; results lie in
+benchmarks/results/levers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from accuracy import RESULTS, STRIDE, Store, score_all  # noqa: E402
+from evaluation.baselines import BASELINES  # noqa: E402
+from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows  # noqa: E402
+from evaluation.learned import Candidate, Fitted  # noqa: E402
+from evaluation.measures import score  # noqa: E402
+from evaluation.report import WALKS  # noqa: E402
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"mirror": 0.0},
+    "mirrored": {"mirror": 0.5},
+    "mirrored, 6 + 6 bits": {"mirror": 0.5, "s1_bits": 6, "s2_bits": 6},
+    "mirrored, dropout .3": {"mirror": 0.5, "ffn_dropout": 0.3, "resid_dropout": 0.3},
+    "mirrored, pretrained": {"mirror": 0.5, "simulated": "before"},
+    "mirrored, simulated beside": {"mirror": 0.5, "simulated": "beside"},
+}
+
+TEMPERATURES = (1.0, 1.15, 1.3)
+
+
+def walks(pool: Pool) -> dict[str, float]:
+    """CRPS of the better random walk's bands on each validation series."""
+    best = {}
+    for symbol, series in zip(pool.symbols, pool.val, strict=True):
+        contexts, futures = windows(series[PRICES], STRIDE)
+        rng = np.random.default_rng(0)
+        found = [score(BASELINES[w](contexts, HORIZON, rng), contexts, futures) for w in WALKS]
+        best[symbol] = min(float(one.crps.mean()) for one in found)
+    return best
+
+
+def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Measures of a variant on each validation series, at each temperature."""
+    fitted = Fitted(Candidate("Kronos", "own", config), pool, seed)
+    reference, rows = walks(pool), []
+    for temperature in TEMPERATURES:
+        fitted.model.set_sampling(temperature=temperature)
+        for symbol, one in score_all(fitted.paths(pool.val, STRIDE), pool, "val", STRIDE).items():
+            rows.append(
+                {
+                    "series": symbol,
+                    "seed": seed,
+                    "temperature": temperature,
+                    "CRPS ratio": one.crps.mean() / reference[symbol],
+                    "MAE ratio": one.absolute.mean() / np.abs(one.naive).mean(),
+                    "coverage 50": one.inside["50%"].mean(),
+                    "coverage 90": one.inside["90%"].mean(),
+                    "fit s": fitted.fit_seconds,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Run the variants and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=list(POOLS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    arguments = parser.parse_args()
+    for name in ("pytorch_lightning", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    store = Store(RESULTS / "levers")
+    rows = []
+    for seed in range(arguments.seeds):
+        for variant in arguments.variants:
+            for name in arguments.pools:
+                found = store.get(name, variant, seed)
+                if found is None:
+                    found = store.put(
+                        measure(load(name), VARIANTS[variant], seed), name, variant, seed
+                    )
+                rows += [{"variant": variant, **row} for row in found]
+                last = [row for row in found if row["temperature"] == 1.0]
+                ratio = np.mean([row["CRPS ratio"] for row in last])
+                print(f"  seed {seed}, {name}, {variant}: CRPS ratio {ratio:.4f}", flush=True)
+    frame = pd.DataFrame(rows)
+    keys = ["variant", "temperature"]
+    measures = ["CRPS ratio", "MAE ratio", "coverage 50", "coverage 90", "fit s"]
+    by_seed = frame.groupby([*keys, "seed"], sort=False)[measures].mean()
+    table = by_seed.groupby(keys, sort=False).mean()
+    table.insert(1, "spread over seeds", by_seed["CRPS ratio"].groupby(keys, sort=False).std())
+    text = table.to_markdown(floatfmt=".3f")
+    (RESULTS / "levers.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The choice of a fitted model's sampling by its forecasts of validation windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from darts import TimeSeries
+from darts.metrics import mcrps, mic
+from darts.typing import TimeSeriesLike
+from darts.utils.ts_utils import series2seq
+from tqdm.auto import tqdm
+
+from darts_kronos.components import canonical
+from darts_kronos.parameters import check_sampling
+
+if TYPE_CHECKING:
+    from darts_kronos.model import KronosModel
+
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+TOP_PS = (None, 0.98, 0.95)
+
+INTERVALS = {"coverage 50": (0.25, 0.75), "coverage 90": (0.05, 0.95)}
+
+
+def calibrate(
+    model: KronosModel,
+    val_series: TimeSeriesLike,
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    top_ps: Sequence[float | None] = TOP_PS,
+    component: str | None = None,
+    num_samples: int = 100,
+    stride: int | None = None,
+    verbose: bool = True,
+) -> pd.DataFrame:
+    """Choose temperature and `top_p` by the CRPS of validation windows, without training.
+
+    First the temperature is chosen, then, at the best one, `top_p`. What was chosen stays
+    with the model, as after :meth:`~darts_kronos.KronosModel.set_sampling`.
+
+    Parameters
+    ----------
+    model
+        A fitted model. This function is its method ``calibrate``.
+    val_series
+        One or several series that the model was not trained on, each of at least
+        ``input_chunk_length + output_chunk_length`` bars.
+    temperatures, top_ps
+        What is tried, beside what the model has.
+    component
+        The component whose forecasts are measured; None: the close, else the first.
+    num_samples
+        Paths of each window.
+    stride
+        Bars from one window to the next; None: ``output_chunk_length``.
+    verbose
+        Whether there is a progress bar.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each setting that was tried: `temperature`, `top_p`, `CRPS` (in units of the
+        last value before each window), `coverage 50` and `coverage 90` (shares of values
+        inside the central intervals), and whether it is that from `before` or the `chosen`.
+
+    Raises
+    ------
+    ValueError
+        Before anything is tried, if the model is not fitted, a value is out of range, or a
+        series is too short.
+    """
+    if model.model is None:
+        raise ValueError("The model cannot be calibrated before it is fitted or loaded.")
+    before: dict[str, Any] = {name: model.sampling[name] for name in ("temperature", "top_p")}
+    for name, values in {"temperatures": temperatures, "top_ps": top_ps}.items():
+        if not len(values):
+            raise ValueError(f"`{name}` must not be empty.")
+    # All of them are checked before the first one is tried.
+    for temperature in temperatures:
+        check_sampling(model.sampling | {"temperature": temperature})
+    for top_p in top_ps:
+        check_sampling(model.sampling | {"top_p": top_p})
+    series: Sequence[TimeSeries] = series2seq(val_series)
+    horizon, context = model.output_chunk_length, model.input_chunk_length
+    for i, one in enumerate(series):
+        if len(one) < context + horizon:
+            raise ValueError(
+                f"Validation series {i} is too short: it has {len(one)} bars, at least "
+                f"{context + horizon} are needed."
+            )
+    names = [canonical(name) for name in series[0].components]
+    measured = component or ("close" if "close" in names else names[0])
+    if canonical(measured) not in names:
+        raise ValueError(f"There is no component {component!r}; there are {', '.join(names)}.")
+
+    tried = dict.fromkeys([before["temperature"], *temperatures])
+    progress = tqdm(total=len(tried) + len(set(top_ps) - {before["top_p"]}), disable=not verbose)
+    rows: list[dict[str, Any]] = []
+
+    def measure(temperature: float, top_p: float | None) -> None:
+        model.set_sampling(temperature=temperature, top_p=top_p)
+        progress.set_description(f"temperature {temperature}, top_p {top_p}")
+        scores = _scores(model, series, names.index(canonical(measured)), num_samples, stride)
+        rows.append({"temperature": temperature, "top_p": top_p, **scores})
+        progress.update()
+
+    chosen: dict[str, Any] = before
+    try:
+        for temperature in tried:
+            measure(temperature, before["top_p"])
+        best = min(rows, key=lambda row: row["CRPS"])
+        for top_p in dict.fromkeys(top_ps):
+            if top_p != before["top_p"]:
+                measure(best["temperature"], top_p)
+        best = min(rows, key=lambda row: row["CRPS"])
+        chosen = {name: best[name] for name in before}
+    finally:
+        progress.close()
+        model.set_sampling(**chosen)
+    report = pd.DataFrame(rows)
+    report["top_p"] = [row["top_p"] for row in rows]
+    report["before"] = np.arange(len(rows)) == 0
+    report["chosen"] = [row is best for row in rows]
+    return report
+
+
+def _scores(
+    model: KronosModel,
+    series: Sequence[TimeSeries],
+    component: int,
+    num_samples: int,
+    stride: int | None,
+) -> dict[str, float]:
+    """CRPS in units of each window's last value, and coverage, means over all windows."""
+    horizon = model.output_chunk_length
+    crps, coverage = [], []
+    for one in series:
+        forecasts = model.historical_forecasts(
+            one,
+            start=model.input_chunk_length,
+            start_format="position",
+            forecast_horizon=horizon,
+            stride=stride or horizon,
+            retrain=False,
+            last_points_only=False,
+            num_samples=num_samples,
+            verbose=False,
+            show_warnings=False,
+        )
+        name = one.components[component]
+        actual, found = one[name], [forecast[name] for forecast in forecasts]
+        starts = [actual.get_index_at_point(forecast.start_time()) for forecast in found]
+        last = np.abs(actual.values(copy=False)[np.array(starts) - 1, 0])
+        came = [actual] * len(found)
+        crps.append(np.asarray(mcrps(came, found)) / np.maximum(last, np.finfo(float).tiny))
+        coverage.append(np.reshape(mic(came, found, q_interval=list(INTERVALS.values())), (-1, 2)))
+    inside = np.concatenate(coverage).mean(axis=0)
+    return {
+        "CRPS": float(np.concatenate(crps).mean()),
+        **{name: float(share) for name, share in zip(INTERVALS, inside, strict=True)},
+    }

@@ -1,0 +1,66 @@
+"""What Darts asks of a torch model that is not about Kronos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+
+from darts_kronos.module import KronosModule
+from darts_kronos.parameters import refuse_half_precision
+
+
+class StampedTorchModel(MixedCovariatesTorchModel):
+    """A Darts torch model without covariates of users', whose windows carry calendar stamps.
+
+    Stamps travel as future covariates inside the windows; statistics are computed in float64 and
+    the networks run in float32, whatever the data type of the series.
+    """
+
+    # Darts sets it; the type checker cannot see it.
+    trainer: pl.Trainer | None
+
+    @property
+    def extreme_lags(self) -> tuple[int | None, ...]:
+        """Bars that a forecast needs: context and horizon, and no covariates."""
+        first, last = -self.input_chunk_length, self.output_chunk_length - 1
+        return first, last, None, None, None, None, 0
+
+    @property
+    def supports_past_covariates(self) -> bool:
+        """False: calendar stamps come from the series' own index."""
+        return False
+
+    @property
+    def supports_future_covariates(self) -> bool:
+        """False: calendar stamps come from the series' own index."""
+        return False
+
+    def _update_covariates_use(self) -> None:
+        super()._update_covariates_use()
+        self._uses_future_covariates = False
+        self._expect_future_covariates = False
+
+    def _verify_dtypes(self, ds_output: Any) -> None:
+        """Accept any."""
+
+    def _setup_trainer(
+        self,
+        trainer: pl.Trainer | None,
+        model: KronosModule,
+        verbose: bool | None = None,
+        epochs: int = 0,
+    ) -> pl.Trainer:
+        if trainer is not None:
+            refuse_half_precision(trainer.precision)
+        return super()._setup_trainer(trainer, model, verbose, epochs)
+
+    def save(self, path: str | None = None, clean: bool = False) -> None:
+        """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""
+        if self.model is not None and getattr(self, "trainer", None) is None:
+            # Darts writes weights through a trainer; a model that was only loaded has none yet.
+            trainer = self._setup_trainer(None, self.model, verbose=False)
+            trainer.strategy.connect(self.model)
+            self.trainer = trainer
+        super().save(path, clean=clean)

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from darts.metrics import mcrps
+from factories import candles, tiny_model
+
+from darts_kronos import KronosModel
+
+
+@pytest.fixture(scope="module")
+def series():
+    return candles(200)
+
+
+@pytest.fixture
+def fitted(series):
+    return tiny_model(n_epochs_tokenizer=6).fit(series[:120])
+
+
+def test_the_setting_with_the_least_crps_is_kept(fitted, series, tmp_path):
+    report = fitted.calibrate(
+        series[120:], temperatures=[0.5, 2.0], top_ps=[None, 0.9], verbose=False
+    )
+    assert list(report["temperature"][:3]) == [1.0, 0.5, 2.0]
+    assert list(report["before"]) == [True, False, False, False]
+    assert report["chosen"].sum() == 1
+    chosen = report[report["chosen"]].iloc[0]
+    assert chosen["CRPS"] == report["CRPS"].min()
+    # top_p is tried at the best temperature.
+    assert report["top_p"].iloc[3] == 0.9
+    assert report["temperature"].iloc[3] == report.loc[report["CRPS"][:3].idxmin(), "temperature"]
+    assert fitted.sampling["temperature"] == chosen["temperature"]
+    assert fitted.sampling["top_p"] == chosen["top_p"]
+    fitted.save(str(tmp_path / "model.pt"))
+    loaded = KronosModel.load(str(tmp_path / "model.pt"))
+    assert loaded.sampling == fitted.sampling
+
+
+def test_a_higher_temperature_covers_more(fitted, series):
+    report = fitted.calibrate(
+        series[120:], temperatures=[0.1, 4.0], top_ps=[None], num_samples=200, verbose=False
+    ).set_index("temperature")
+    for name in ("coverage 50", "coverage 90"):
+        assert report.loc[4.0, name] > report.loc[0.1, name] + 0.05
+
+
+def test_the_crps_is_that_of_darts_over_the_last_close(fitted, series):
+    val = series[120:150]
+    report = fitted.calibrate(
+        val, temperatures=[1.0], top_ps=[None], num_samples=3000, verbose=False
+    )
+    forecast = fitted.predict(6, val[:24], num_samples=3000)["close"]
+    expected = mcrps(val["close"], forecast) / val["close"].values()[23, 0]
+    assert report["CRPS"].iloc[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, series):
+    small = series[120:] / 1000
+    both = fitted.calibrate(
+        [series[120:], small], temperatures=[1.0], top_ps=[None], component="Low", verbose=False
+    )
+    assert np.isfinite(both["CRPS"]).all()
+    # In units of the last value, a thousandth of the price is as hard to forecast.
+    alone = fitted.calibrate(
+        small, temperatures=[1.0], top_ps=[None], component="low", num_samples=500, verbose=False
+    )
+    assert both["CRPS"].iloc[0] == pytest.approx(alone["CRPS"].iloc[0], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperatures": []}, "`temperatures` must not be empty"),
+        ({"top_ps": []}, "`top_ps` must not be empty"),
+        ({"temperatures": [1.0, 0.0]}, "`temperature` must be a number > 0"),
+        ({"top_ps": [1.5]}, "`top_p` must be a number in"),
+        ({"component": "bid"}, "no component 'bid'; there are open, high"),
+        ({"val_series": candles(29)}, "has 29 bars, at least 30 are needed"),
+    ],
+)
+def test_bad_parameters_are_refused_and_nothing_is_changed(fitted, series, wrong, message):
+    before = fitted.sampling
+    with pytest.raises(ValueError, match=message):
+        fitted.calibrate(**({"val_series": series[120:], "verbose": False} | wrong))
+    assert fitted.sampling == before
+
+
+def test_an_unfitted_model_is_refused(series):
+    with pytest.raises(ValueError, match="before it is fitted or loaded"):
+        tiny_model().calibrate(series)
