@@ -121,7 +121,8 @@ def calibrate(
         progress.close()
         model.set_sampling(**chosen)
     report = pd.DataFrame(rows)
-    report["top_p"] = [row["top_p"] for row in rows]
+    # pandas would turn None, no filter, into a number that is missing.
+    report["top_p"] = pd.Series([row["top_p"] for row in rows], dtype=object)
     report["before"] = np.arange(len(rows)) == 0
     report["chosen"] = [row is best for row in rows]
     return report
