@@ -150,10 +150,13 @@ def diebold_mariano(ours: np.ndarray, theirs: np.ndarray, horizon: int) -> tuple
     d = ours - theirs
     W = len(d)
     centred = d - d.mean()
-    variance = centred @ centred / W
-    for lag in range(1, min(horizon, W - 1)):
-        # Bartlett weights keep the variance positive.
-        variance += 2 * (1 - lag / horizon) * (centred[lag:] @ centred[:-lag]) / W
+    covariances = [centred[lag:] @ centred[: W - lag] / W for lag in range(min(horizon, W))]
+    variance = covariances[0] + 2 * sum(covariances[1:])
+    if variance <= 0:
+        # Bartlett weights keep it positive.
+        variance = covariances[0] + 2 * sum(
+            (1 - lag / horizon) * covariances[lag] for lag in range(1, len(covariances))
+        )
     if variance <= 0:
         return float("nan"), float("nan")
     correction = (W + 1 - 2 * horizon + horizon * (horizon - 1) / W) / W

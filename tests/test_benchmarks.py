@@ -1,0 +1,113 @@
+"""The measures that the accuracy benchmark rests on, held against libraries and known cases."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from darts import TimeSeries
+from darts.metrics import mcrps, mic
+from factories import candle_frame
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from evaluation import baselines, measures  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def forecast():
+    bars = candle_frame(400).to_numpy()[:, :4]
+    view = np.lib.stride_tricks.sliding_window_view(bars, 60, axis=0)[::20].transpose(0, 2, 1)
+    contexts, futures = view[:, :48], view[:, 48:]
+    return baselines.random_walk(contexts, 12, np.random.default_rng(1)), contexts, futures
+
+
+def test_scores_of_the_close_are_those_of_darts(forecast):
+    paths, contexts, futures = forecast
+    found = measures.score(paths, contexts, futures)
+    for w in range(3):
+        last = contexts[w, -1, 3]
+        index = pd.RangeIndex(12)
+        actual = TimeSeries.from_times_and_values(index, futures[w, :, 3:] / last)
+        pred = TimeSeries.from_times_and_values(index, paths[w, :, 3:] / last)
+        assert found.crps[w].mean() == pytest.approx(mcrps(actual, pred), rel=1e-6)
+        assert found.inside["90%"][w].mean() == pytest.approx(
+            mic(actual, pred, q_interval=(0.05, 0.95))
+        )
+
+
+def test_the_random_walks_paths_are_valid_candles_without_drift(forecast):
+    paths, contexts, futures = forecast
+    found = measures.score(paths, contexts, futures)
+    assert found.valid == 1.0
+    ratio = np.log(paths[:, -1, 3] / contexts[:, -1, 3][:, None])
+    assert abs(ratio.mean()) < 4 * ratio.std() / np.sqrt(ratio.size)
+    # The first close follows the last one known: its return is one of the context's.
+    returns = np.diff(np.log(contexts[0, :, 3]))
+    drawn = np.log(paths[0, 0, 3] / contexts[0, -1, 3])
+    assert np.isclose(drawn[:, None], (returns - returns.mean())[None]).any(axis=1).all()
+
+
+def test_the_energy_score_prefers_the_truth(forecast):
+    paths, contexts, futures = forecast
+    wide = np.exp(3 * np.log(paths / contexts[:, -1, 3][:, None, None, None]))
+    wide = wide * contexts[:, -1, 3][:, None, None, None]
+    assert (
+        measures.score(paths, contexts, futures).energy.mean()
+        < measures.score(wide, contexts, futures).energy.mean()
+    )
+
+
+def test_baselines_see_the_context_alone(forecast):
+    _, contexts, _ = forecast
+    for name, forecaster in baselines.BASELINES.items():
+        paths = forecaster(contexts[:4], 12, np.random.default_rng(0))
+        scaled = forecaster(contexts[:4] * 100, 12, np.random.default_rng(0))
+        np.testing.assert_allclose(scaled, paths * 100, rtol=1e-3, err_msg=name)
+        assert np.isfinite(paths).all() and paths.shape[0::3] == (4, baselines.SAMPLES)
+
+
+def test_ewma_bands_follow_volatility():
+    calm = np.r_[RNG.normal(0, 0.03, 60), RNG.normal(0, 0.003, 36)]
+    closes = 100 * np.exp(np.r_[0, calm.cumsum()])
+    context = np.repeat(closes[None, :, None], 4, axis=2)
+    spread = [
+        np.log(forecaster(context, 12, np.random.default_rng(0))[0, -1, 3]).std()
+        for forecaster in (baselines.ewma_walk, baselines.random_walk)
+    ]
+    assert spread[0] < 0.5 * spread[1]
+
+
+class TestDieboldMariano:
+    def test_it_holds_its_level_with_overlapping_forecasts(self):
+        rejected = 0
+        for seed in range(400):
+            rng = np.random.default_rng(seed)
+            noise = rng.normal(size=(2, 202))
+            # Losses that share two of three steps, as overlapping windows do.
+            ours, theirs = noise[:, :-2] + noise[:, 1:-1] + noise[:, 2:]
+            rejected += measures.diebold_mariano(ours, theirs, 3)[1] < 0.05
+        assert 0.02 < rejected / 400 < 0.09
+
+    def test_it_tells_the_better_one(self):
+        theirs = RNG.normal(size=200) ** 2 + 0.5
+        statistic, p = measures.diebold_mariano(theirs - 0.3 + RNG.normal(0, 0.1, 200), theirs, 3)
+        assert statistic < 0 and p < 1e-6
+
+    def test_without_correction_it_is_a_t_test(self):
+        from scipy.stats import ttest_1samp
+
+        d = RNG.normal(0.1, 1, 100)
+        statistic, p = measures.diebold_mariano(d, np.zeros(100), 1)
+        expected = ttest_1samp(d, 0)
+        assert statistic == pytest.approx(expected.statistic, rel=1e-6)
+        assert p == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+def test_directional_accuracy():
+    share, p = measures.directional_accuracy(np.array([1.0, -1, 1, 0]), np.array([2.0, -3, -1, 1]))
+    assert share == pytest.approx(2 / 3) and 0 < p <= 1
+    assert np.isnan(measures.directional_accuracy(np.zeros(3), np.ones(3))[0])
