@@ -106,13 +106,16 @@ def validation_crps(fitted: Fitted, pool: Pool) -> float:
     return float(np.mean([one.crps.mean() for one in scores.values()]))
 
 
-def tune(store: Store, pool: Pool, model: str, budget: int) -> Candidate:
+def tune(store: Store, pool: Pool, model: str, budget: int, most_epochs: int) -> Candidate:
     """The candidate of a model with the least validation CRPS."""
     losses = {}
-    for candidate in candidates(model, budget):
+    tried = candidates(model, budget)
+    if len(tried) == 1:
+        return tried[0]
+    for candidate in tried:
         loss = store.get(pool.name, "validation", candidate.name)
         if loss is None:
-            fitted = Fitted(candidate, pool, 0)
+            fitted = Fitted(candidate, pool, 0, most_epochs)
             loss = store.put(validation_crps(fitted, pool), pool.name, "validation", candidate.name)
         print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
         losses[candidate.name] = loss, candidate
@@ -120,18 +123,18 @@ def tune(store: Store, pool: Pool, model: str, budget: int) -> Candidate:
 
 
 def run_learned(
-    store: Store, pool: Pool, model: str, budget: int, seeds: int
+    store: Store, pool: Pool, model: str, budget: int, seeds: int, most_epochs: int
 ) -> list[dict[str, Any]]:
     """Scores of a learned model on the test part, a result for each seed."""
     done = [store.get(pool.name, model, budget, seed) for seed in range(seeds)]
     if all(one is not None for one in done):
         return done
-    chosen = tune(store, pool, model, budget)
+    chosen = tune(store, pool, model, budget, most_epochs)
     results = []
     for seed in range(seeds):
         result = store.get(pool.name, model, budget, seed)
         if result is None:
-            fitted = Fitted(chosen, pool, seed)
+            fitted = Fitted(chosen, pool, seed, most_epochs)
             paths = fitted.paths(pool.test, STRIDE)
             result = {
                 "scores": score_all(paths, pool, "test", STRIDE),
@@ -170,7 +173,9 @@ def main() -> None:
         pool = load(name)
         results[name] = {baseline: [run_baseline(store, pool, baseline)] for baseline in BASELINES}
         for model in arguments.models:
-            results[name][model] = run_learned(store, pool, model, budget, seeds)
+            results[name][model] = run_learned(
+                store, pool, model, budget, seeds, most_epochs=6 if arguments.quick else 20
+            )
     seconds = store.get("seconds") or 0.0
     store.put(seconds + time.perf_counter() - started, "seconds")
     report.write(results, out, overlap=-(-HORIZON // STRIDE), seconds=store.get("seconds"))

@@ -29,7 +29,8 @@ from evaluation.measures import CLOSE
 
 QUANTILES = [0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98]
 
-PATIENCE, MOST_EPOCHS = 3, 20
+PATIENCE = 3
+"""Epochs without progress on validation after which a baseline's training stops."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ class Fitted:
         Its training and validation parts are used.
     seed
         Of the model's random state.
+    most_epochs
+        Of the baselines that are networks; they stop early.
     """
 
-    def __init__(self, candidate: Candidate, pool: Pool, seed: int):
+    def __init__(self, candidate: Candidate, pool: Pool, seed: int, most_epochs: int = 20):
         self.candidate = candidate
         self.whole = candidate.model != "LightGBM"
         self.scaler: Scaler | None = None
@@ -110,7 +113,7 @@ class Fitted:
             self.scale = 1 / float(np.std(np.concatenate([np.diff(close) for close in closes])))
         train, val = self._seen(pool.train), self._seen(pool.val)
         started = time.perf_counter()
-        self.model = _MAKERS[candidate.model](candidate, train, val, seed)
+        self.model = _MAKERS[candidate.model](candidate, train, val, seed, most_epochs)
         self.fit_seconds = time.perf_counter() - started
         self.forecast_seconds = 0.0
 
@@ -191,12 +194,12 @@ def _stamps(series: Sequence[TimeSeries]) -> list[TimeSeries]:
     return [one.with_values(one.values() / sizes) for one in stamped if one is not None]
 
 
-def _torch_kwargs(config: dict[str, Any], seed: int) -> dict[str, Any]:
+def _torch_kwargs(config: dict[str, Any], seed: int, most_epochs: int) -> dict[str, Any]:
     return {
         "input_chunk_length": CONTEXT - 1,
         "output_chunk_length": HORIZON,
         "likelihood": QuantileRegression(QUANTILES),
-        "n_epochs": MOST_EPOCHS,
+        "n_epochs": most_epochs,
         "batch_size": 64,
         "optimizer_kwargs": {"lr": config["lr"]},
         "random_state": seed,
@@ -214,10 +217,14 @@ def _torch_kwargs(config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def _network(cls: type, with_stamps: bool = False) -> Callable[..., Any]:
     def make(
-        candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+        candidate: Candidate,
+        train: list[TimeSeries],
+        val: list[TimeSeries],
+        seed: int,
+        most_epochs: int,
     ) -> Any:
         own = {key: value for key, value in candidate.config.items() if key != "lr"}
-        model = cls(**_torch_kwargs(candidate.config, seed), **own)
+        model = cls(**_torch_kwargs(candidate.config, seed, most_epochs), **own)
         covariates = {}
         if with_stamps:
             covariates = {
@@ -234,7 +241,11 @@ def _lstm(**kwargs: Any) -> BlockRNNModel:
 
 
 def _light_gbm(
-    candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+    candidate: Candidate,
+    train: list[TimeSeries],
+    val: list[TimeSeries],
+    seed: int,
+    most_epochs: int,
 ) -> LightGBMModel:
     model = LightGBMModel(
         output_chunk_length=HORIZON,
@@ -249,7 +260,11 @@ def _light_gbm(
 
 
 def _kronos(
-    candidate: Candidate, train: list[TimeSeries], val: list[TimeSeries], seed: int
+    candidate: Candidate,
+    train: list[TimeSeries],
+    val: list[TimeSeries],
+    seed: int,
+    most_epochs: int,
 ) -> KronosModel:
     model = KronosModel(
         input_chunk_length=CONTEXT,
