@@ -183,7 +183,7 @@ class KronosModel(StampedTorchModel):
         zeta: float | None = None,
         clip: float = 5.0,
         volume_dropout: float = 0.05,
-        mirror: float = 0.0,
+        mirror: float = 0.5,
         n_epochs_tokenizer: int | None = None,
         tokenizer_batch_size: int = 16,
         tokenizer_optimizer_kwargs: dict[str, Any] | None = None,
