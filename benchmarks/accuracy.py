@@ -169,15 +169,17 @@ def main() -> None:
     started = time.perf_counter()
     store = Store(out / "parts")
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for name in pools:
-        pool = load(name)
-        results[name] = {baseline: [run_baseline(store, pool, baseline)] for baseline in BASELINES}
-        for model in arguments.models:
-            results[name][model] = run_learned(
-                store, pool, model, budget, seeds, most_epochs=6 if arguments.quick else 20
-            )
-    seconds = store.get("seconds") or 0.0
-    store.put(seconds + time.perf_counter() - started, "seconds")
+    try:
+        for name in pools:
+            pool = load(name)
+            results[name] = {walk: [run_baseline(store, pool, walk)] for walk in BASELINES}
+            for model in arguments.models:
+                results[name][model] = run_learned(
+                    store, pool, model, budget, seeds, most_epochs=6 if arguments.quick else 20
+                )
+    finally:
+        # A run that was cut off counts too.
+        store.put((store.get("seconds") or 0.0) + time.perf_counter() - started, "seconds")
     report.write(results, out, overlap=-(-HORIZON // STRIDE), seconds=store.get("seconds"))
 
 

@@ -240,6 +240,11 @@ def _lstm(**kwargs: Any) -> BlockRNNModel:
     return BlockRNNModel(model="LSTM", n_rnn_layers=2, **kwargs)
 
 
+def _nlinear(**kwargs: Any) -> NLinearModel:
+    # Darts has no probabilistic one that takes off the last value; returns need none.
+    return NLinearModel(normalize=False, **kwargs)
+
+
 def _light_gbm(
     candidate: Candidate,
     train: list[TimeSeries],
@@ -294,6 +299,6 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "Kronos": _kronos,
     "LSTM": _network(_lstm),  # type: ignore[arg-type]
     "TFT": _network(TFTModel, with_stamps=True),
-    "NLinear": _network(NLinearModel),
+    "NLinear": _network(_nlinear),  # type: ignore[arg-type]
     "LightGBM": _light_gbm,
 }

@@ -49,9 +49,9 @@ def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
         "## Mean over the series",
         summary.to_markdown(floatfmt=".3f"),
         "## By series",
-        frame.set_index(["series", "model"])[_SHOWN].to_markdown(floatfmt=".3f"),
+        frame[["series", "model", *_SHOWN]].to_markdown(floatfmt=".3f", index=False),
         "## Fit and forecast",
-        costs.to_markdown(floatfmt=".1f", index=False),
+        costs.to_markdown(floatfmt=("", "", "", ".1f", ".1f", ".0f"), index=False),
     ]
     (out / "report.md").write_text("\n\n".join(text) + "\n")
     (out / "report.json").write_text(
@@ -200,6 +200,8 @@ def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     summary["better than bands (p < .05)"] = grouped["DM p (walk)"].agg(lambda p: (p < 0.05).sum())
     summary["in MCS"] = grouped["in MCS"].sum()
     summary["series"] = grouped["series"].count()
+    counts = ["better than bands (p < .05)", "in MCS", "series"]
+    summary[counts] = summary[counts].astype(int).astype(str)
     return summary
 
 
