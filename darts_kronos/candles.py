@@ -219,7 +219,9 @@ def _series(
     )
 
 
-def _planned(future_timestamps: Sequence[Any] | pd.DatetimeIndex, times: pd.DatetimeIndex) -> Any:
+def _planned(
+    future_timestamps: Sequence[Any] | pd.DatetimeIndex, times: pd.DatetimeIndex
+) -> pd.DatetimeIndex:
     """Planned timestamps, in the time zone of the bars."""
     try:
         planned = parse_timestamps(pd.Series(future_timestamps))
