@@ -104,7 +104,7 @@ def main() -> None:
     by_seed = frame.groupby([*keys, "seed"], sort=False)[measures].mean()
     table = by_seed.groupby(keys, sort=False).mean()
     table.insert(1, "spread over seeds", by_seed["CRPS ratio"].groupby(keys, sort=False).std())
-    text = table.to_markdown(floatfmt=".3f")
+    text = table.reset_index().to_markdown(floatfmt=".3f", index=False)
     (RESULTS / "levers.md").write_text(text + "\n")
     print(text)
 
