@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from evaluation import report  # noqa: E402
-from evaluation.baselines import BASELINES  # noqa: E402
-from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows  # noqa: E402
-from evaluation.learned import CONFIGS, Candidate, Fitted, candidates  # noqa: E402
-from evaluation.measures import Scores, score  # noqa: E402
+from evaluation import report
+from evaluation.baselines import BASELINES
+from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
+from evaluation.learned import CONFIGS, Candidate, Fitted, candidates
+from evaluation.measures import Scores, score
 
 STRIDE = 4
 """Bars from one test forecast to the next."""

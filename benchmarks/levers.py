@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from accuracy import RESULTS, STRIDE, Store, score_all  # noqa: E402
-from evaluation.baselines import BASELINES  # noqa: E402
-from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows  # noqa: E402
-from evaluation.learned import Candidate, Fitted  # noqa: E402
-from evaluation.measures import score  # noqa: E402
-from evaluation.report import WALKS  # noqa: E402
+from accuracy import RESULTS, STRIDE, Store, score_all
+from evaluation.baselines import BASELINES
+from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
+from evaluation.learned import Candidate, Fitted
+from evaluation.measures import score
+from evaluation.report import WALKS
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"mirror": 0.0},

@@ -158,9 +158,9 @@ def _from_numbers(numbers: pd.Series) -> pd.DatetimeIndex:
     for start, end, unit in _EPOCHS:
         if start <= least and most < end:
             if numbers.dtype.kind == "f":
-                # Nearer than a float of seconds tells.
-                numbers = (numbers * {"s": 1000, "ms": 1}.get(unit, 1)).round()
-                unit = "ms" if unit == "s" else unit
+                # Floats of seconds tell no more than milliseconds.
+                numbers, unit = (numbers * 1000, "ms") if unit == "s" else (numbers, unit)
+                numbers = numbers.round()
             return pd.DatetimeIndex(pd.to_datetime(numbers, unit=unit, utc=True))
     raise ValueError(
         f"the numbers from {least} to {most} are neither dates such as 20191126 nor seconds, "

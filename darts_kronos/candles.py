@@ -281,7 +281,7 @@ def append(series: TimeSeries, new_bars: TimeSeries | pd.DataFrame) -> TimeSerie
     times = timestamps(new_bars)
     if times is None:
         raise ValueError("The new bars have no timestamps: neither a DatetimeIndex nor a calendar.")
-    _warn_of_split_between(series, new_bars)
+    _warn_of_split_between(series, values[0], times[0])
     metadata = dict(series.metadata or {})
     calendar = calendar_of(series)
     if series.has_datetime_index:
@@ -349,14 +349,13 @@ def _in_order(new_bars: TimeSeries, series: TimeSeries) -> np.ndarray:
     return values
 
 
-def _warn_of_split_between(series: TimeSeries, new_bars: TimeSeries) -> None:
-    """Warn if the step from the last bar to the first new one looks like a split."""
+def _warn_of_split_between(series: TimeSeries, bar: np.ndarray, time: pd.Timestamp) -> None:
+    """Warn if the step from the last bar to the first new one, (C, S), looks like a split."""
     if has_prices(series.components) and series.n_samples == 1:
-        tail, first = series[-_SPLIT_CONTEXT:], new_bars[:1]
+        tail = series[-_SPLIT_CONTEXT:]
         names = [canonical(name) for name in tail.components]
-        values = np.concatenate((tail.values(copy=False), _in_order(first, series)[:, :, 0]))
-        frame = pd.DataFrame(values, columns=names)
-        warn_of_splits(frame, [None] * len(tail) + list(to_dataframe(first).index), since=len(tail))
+        frame = pd.DataFrame(np.vstack((tail.values(copy=False), bar[:, 0])), columns=names)
+        warn_of_splits(frame, [None] * len(tail) + [time], since=len(tail))
 
 
 def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:

@@ -1,18 +1,12 @@
 """The measures that the accuracy benchmark rests on, held against libraries and known cases."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from darts import TimeSeries
 from darts.metrics import mcrps, mic
+from evaluation import baselines, measures
 from factories import candle_frame
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from evaluation import baselines, measures  # noqa: E402
 
 RNG = np.random.default_rng(0)
 

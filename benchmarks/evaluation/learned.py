@@ -285,12 +285,12 @@ def _kronos(
     simulated = candidate.config.get("simulated")
     if simulated is None:
         return model.fit(train, val_series=val)
-    others = simulate_candles(16, 1000, seed=seed)
     if simulated == "beside":
-        # As many windows of simulated candles as of real ones.
-        share = sum(len(one) for one in train) / 16_000
-        others = simulate_candles(16, max(200, int(1000 * min(share, 1))), seed=seed)
-        return model.fit([*train, *(one.astype(train[0].dtype) for one in others)], val_series=val)
+        # As many bars of simulated candles as of real ones.
+        share = min(1.0, sum(len(one) for one in train) / 16_000)
+        others = simulate_candles(16, max(200, int(1000 * share)), seed=seed)
+        return model.fit([*train, *others], val_series=val)
+    others = simulate_candles(16, 1000, seed=seed)
     model.fit(others, stride=4)
     return model.fit(train, val_series=val, retrain_tokenizer=True)
 
