@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import pickle
 import time
 import warnings
 from pathlib import Path
@@ -24,45 +23,10 @@ from evaluation.baselines import BASELINES
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import CONFIGS, Candidate, Fitted, candidates
 from evaluation.measures import Scores, score
+from evaluation.store import RESULTS, Store
 
 STRIDE = 4
 """Bars from one test forecast to the next."""
-
-RESULTS = Path(__file__).parent / "results"
-
-
-class Store:
-    """Results on disk: what was computed once is not computed again.
-
-    Parameters
-    ----------
-    folder
-        Where the results lie.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def path(self, *parts: object) -> Path:
-        """The file of a result."""
-        name = "__".join(str(part) for part in parts)
-        return self.folder / (
-            "".join(c if c.isalnum() or c in "_-=.," else "_" for c in name) + ".pkl"
-        )
-
-    def get(self, *parts: object) -> Any:
-        """A result, or None."""
-        path = self.path(*parts)
-        return pickle.loads(path.read_bytes()) if path.exists() else None
-
-    def put(self, result: Any, *parts: object) -> Any:
-        """Keep a result; the file appears whole or not at all."""
-        path = self.path(*parts)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(pickle.dumps(result))
-        temporary.replace(path)
-        return result
 
 
 def score_all(paths: list[np.ndarray], pool: Pool, part: str, stride: int) -> dict[str, Scores]:

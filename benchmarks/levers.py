@@ -17,23 +17,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accuracy import RESULTS, STRIDE, Store, score_all
+from accuracy import STRIDE, score_all
 from evaluation.baselines import BASELINES
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import Candidate, Fitted
 from evaluation.measures import score
 from evaluation.report import WALKS
+from evaluation.store import RESULTS, Store
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"mirror": 0.0},
-    "mirrored": {"mirror": 0.5},
-    "mirrored, 6 + 6 bits": {"mirror": 0.5, "s1_bits": 6, "s2_bits": 6},
-    "mirrored, dropout .3": {"mirror": 0.5, "ffn_dropout": 0.3, "resid_dropout": 0.3},
-    "mirrored, pretrained": {"mirror": 0.5, "simulated": "before"},
-    "mirrored, simulated beside": {"mirror": 0.5, "simulated": "beside"},
+    "nothing varied": dict.fromkeys(
+        ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
+    ),
+    "mirrored": {"price_jitter": 0.0, "volume_jitter": 0.0, "date_shift": 0.0},
+    "default": {},
+    "pretrained": {"pretrained": True},
+    "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
 
-TEMPERATURES = (1.0, 1.15, 1.3)
+TEMPERATURES = (1.0, 1.15)
 
 
 def walks(pool: Pool) -> dict[str, float]:

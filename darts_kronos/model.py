@@ -36,6 +36,7 @@ from darts_kronos.datasets import (
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
+    AUGMENTATION,
     PREDICTOR_GRADIENT_CLIP,
     SAMPLING,
     TRAINING_ONLY,
@@ -100,15 +101,18 @@ class KronosModel(StampedTorchModel):
         codebook, both entropies together.
     clip
         Bound on the absolute normalised values that the networks get.
-    volume_dropout
-        Probability that a training window's volume and amount are hidden, so that the model also
-        works without them.
-    mirror
-        Probability that a training window is turned upside down, so that no drift is learned.
+    mirror, price_jitter, volume_jitter, volume_dropout, date_shift
+        How training windows are varied, so that the networks do not learn the training set by
+        heart: probability that prices are turned upside down (in "returns" each bar by itself, in
+        "window" whole windows), so that no drift is learned; standard deviations of a window's
+        logarithmic factor on prices and of noise on each bar's volume, both in normalised units;
+        probability that a window's volume and amount are hidden, so that the model also works
+        without them; probability that its days and months are shifted, so that no date tells what
+        came next. 0 leaves that out.
     n_epochs_tokenizer
         Epochs of the tokenizer stage. `n_epochs`, of Darts, are those of the predictor stage.
         If not given, a stage takes as many as make enough steps: 4 epochs and 500 steps of the
-        tokenizer, 2 and 140 of the predictor, at most 50 epochs of a small set.
+        tokenizer, 2 and 300 of the predictor, at most 50 epochs of a small set.
     tokenizer_batch_size
         Windows in a batch of the tokenizer stage: it gains from many small steps.
     tokenizer_optimizer_kwargs
@@ -182,8 +186,11 @@ class KronosModel(StampedTorchModel):
         gamma: float | None = None,
         zeta: float | None = None,
         clip: float = 5.0,
-        volume_dropout: float = 0.05,
         mirror: float = 0.5,
+        price_jitter: float = 0.2,
+        volume_jitter: float = 0.3,
+        volume_dropout: float = 0.05,
+        date_shift: float = 1.0,
         n_epochs_tokenizer: int | None = None,
         tokenizer_batch_size: int = 16,
         tokenizer_optimizer_kwargs: dict[str, Any] | None = None,
@@ -414,8 +421,7 @@ class KronosModel(StampedTorchModel):
             representation=self._representation,
             clip=self._model_params["clip"],
             max_context=self._model_params["max_context"] or chunks,
-            volume_dropout=self._model_params["volume_dropout"],
-            mirror=self._model_params["mirror"],
+            augmentation={name: self._model_params[name] for name in AUGMENTATION},
             sampling=self.sampling,
             **(self.pl_module_params or {}),
         )

@@ -19,13 +19,14 @@ from darts.utils.data.torch_datasets.utils import (
 )
 from torch import Tensor
 
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.components import positions
 from darts_kronos.generation import Sampling, generate
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
-from darts_kronos.training import Augmentation, StageLog, normalised_windows, one_cycle
+from darts_kronos.training import StageLog, normalised_windows, one_cycle
 
 POINT_FORECASTS = ("mean", "median", "sample")
 
@@ -45,8 +46,9 @@ class KronosModule(PLForecastingModule):
         Bound on the absolute normalised values.
     max_context
         Bars that the predictor sees at most.
-    volume_dropout, mirror
-        How training windows are varied; see :class:`~darts_kronos.training.Augmentation`.
+    augmentation
+        How training windows are varied: the values of an
+        :class:`~darts_kronos.augmentation.Augmentation`.
     sampling
         What :meth:`set_sampling` takes.
     **kwargs
@@ -61,8 +63,7 @@ class KronosModule(PLForecastingModule):
         representation: str,
         clip: float,
         max_context: int,
-        volume_dropout: float,
-        mirror: float,
+        augmentation: dict[str, float],
         sampling: dict[str, Any],
         **kwargs: Any,
     ):
@@ -71,7 +72,7 @@ class KronosModule(PLForecastingModule):
         self.predictor = KronosPredictor(PredictorConfig(**predictor_config))
         self.representation = representation_named(representation, components, clip)
         self.max_context = max_context
-        self.augmentation = Augmentation(volume_dropout, mirror)
+        self.augmentation = Augmentation(**augmentation)
         self.stage_log = StageLog(self.predictor.config.s1_bits, self.predictor.config.s2_bits)
         self.tokenizer_fitted: Tensor
         self.register_buffer("tokenizer_fitted", torch.tensor(False))
@@ -119,7 +120,7 @@ class KronosModule(PLForecastingModule):
             s1, s2 = self.tokenizer.encode(
                 normalised_windows(self.representation, batch, augmentation)
             )
-        stamps = _stamps(batch)
+        stamps = augmentation.stamps(_stamps(batch))
         # As in generation, the tokenizer sees the whole window, the predictor `max_context` bars.
         s1, s2 = s1[:, -self.max_context :], s2[:, -self.max_context :]
         stamps = None if stamps is None else stamps[:, -self.max_context :]

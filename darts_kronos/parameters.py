@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
 
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.generation import Sampling
 from darts_kronos.module import check_point_forecast
 from darts_kronos.nn.config import KronosSize, is_number, override, size_named
@@ -17,7 +18,7 @@ from darts_kronos.representation import REPRESENTATIONS
 
 DEFAULT_SIZE = "nano"
 
-PREDICTOR_EPOCHS, PREDICTOR_STEPS = 2, 140
+PREDICTOR_EPOCHS, PREDICTOR_STEPS = 2, 300
 TOKENIZER_EPOCHS, TOKENIZER_STEPS = 4, 500
 """Training that is enough where the user does not say: so many epochs and steps at least."""
 
@@ -50,10 +51,12 @@ SAMPLING = (
 )
 """Parameters that say how forecasts are drawn; they may change on a fitted model."""
 
+AUGMENTATION = tuple(field.name for field in fields(Augmentation))
+"""Parameters that say how training windows are varied."""
+
 TRAINING_ONLY = (
+    *AUGMENTATION,
     "n_epochs_tokenizer",
-    "volume_dropout",
-    "mirror",
     "tokenizer_batch_size",
     "tokenizer_optimizer_kwargs",
     "tokenizer_trainer_kwargs",
@@ -101,9 +104,11 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     clip = params["clip"]
     if not is_number(clip) or not clip > 0:
         raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
-    for name in ("volume_dropout", "mirror"):
-        if not is_number(params[name]) or not 0 <= params[name] <= 1:
-            raise ValueError(f"`{name}` must be a number in [0, 1], got {params[name]!r}.")
+    for name in AUGMENTATION:
+        most = float("inf") if name.endswith("jitter") else 1
+        if not is_number(params[name]) or not 0 <= params[name] <= most:
+            allowed = "a number >= 0" if most > 1 else "a number in [0, 1]"
+            raise ValueError(f"`{name}` must be {allowed}, got {params[name]!r}.")
     for name in ("pl_trainer_kwargs", "tokenizer_trainer_kwargs", "tokenizer_optimizer_kwargs"):
         given = params.get(name)
         if given is not None and not isinstance(given, dict):

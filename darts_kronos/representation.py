@@ -54,6 +54,10 @@ class Representation(ABC):
 
     name: str
 
+    separate_bars: bool
+    """Whether a bar's normalised values say nothing of the level that the bars before it reached,
+    so that a bar can be varied by itself."""
+
     def __init__(self, components: Sequence[str], clip: float):
         self.components = tuple(components)
         self.clip = clip
@@ -156,6 +160,7 @@ class WindowRepresentation(Representation):
     """As released: each component less the context's mean, over its population deviation."""
 
     name = "window"
+    separate_bars = False
 
     def _features(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
         context = bars[:, :context_length]
@@ -179,6 +184,7 @@ class ReturnsRepresentation(Representation):
     """
 
     name = "returns"
+    separate_bars = True
 
     def __init__(self, components: Sequence[str], clip: float):
         super().__init__(components, clip)

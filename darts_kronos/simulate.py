@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from darts import TimeSeries
 
 from darts_kronos.components import CANDLE
+
+if TYPE_CHECKING:
+    from darts_kronos.model import KronosModel
 
 Market = Literal["garch", "stochastic_volatility", "both"]
 
@@ -57,12 +61,6 @@ def simulate_candles(
     ------
     ValueError
         If a number is not an integer >= 1 or `market` is unknown.
-
-    Examples
-    --------
-    >>> from darts_kronos.simulate import simulate_candles
-    >>> model.fit(simulate_candles(16, 2000), stride=8)  # both stages
-    >>> model.fit(train, val_series=val, retrain_tokenizer=True)
     """
     for name, value in {"n_series": n_series, "n_bars": n_bars}.items():
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
@@ -81,6 +79,72 @@ def simulate_candles(
         index = pd.date_range("2000-01-03", periods=n_bars, freq=freq, name="timestamps")
         series.append(TimeSeries(times=index, values=bars, components=pd.Index(CANDLE), copy=False))
     return series
+
+
+def pretrain(
+    model: KronosModel,
+    *,
+    components: Sequence[str] = CANDLE,
+    n_series: int = 48,
+    n_bars: int = 1200,
+    stride: int = 10,
+    epochs: int = 4,
+    market: Market = "both",
+    seed: int = 0,
+    verbose: bool | None = None,
+) -> KronosModel:
+    """Train both stages of a new model on simulated candles, before it sees real ones.
+
+    A few thousand real bars are soon known by heart; what they have in common with all markets,
+    the shape of candles, heavy tails and volatility that clusters, is learned better from a
+    market that never repeats. ``fit`` then goes on with the predictor, on real series, and leaves
+    the tokenizer as it is. A pretrained model can be saved and be the start of many.
+
+    Parameters
+    ----------
+    model
+        A model that was not fitted yet; it is trained in place.
+    components
+        Those of the real series to come, some of open, high, low, close, volume and amount.
+    n_series, n_bars, market, seed
+        See :func:`simulate_candles`. Each series must have room for a training window.
+    stride
+        Bars from one training window to the next.
+    epochs
+        Of the predictor stage.
+    verbose
+        See Darts' ``TorchForecastingModel.fit``.
+
+    Returns
+    -------
+    KronosModel
+        `model`.
+
+    Raises
+    ------
+    ValueError
+        Before anything is trained, if the model was fitted before, or a value is out of range.
+
+    Examples
+    --------
+    >>> model = pretrain(KronosModel(input_chunk_length=96, output_chunk_length=12))
+    >>> model.save("pretrained.pt")
+    >>> model.fit(train, val_series=val)
+    """
+    if model.model is not None:
+        raise ValueError("Only a new model can be pretrained: this one was fitted or loaded.")
+    components = list(components)
+    unknown = [name for name in components if name not in CANDLE]
+    if unknown or not components or len(set(components)) < len(components):
+        raise ValueError(
+            f"`components` must be some of {', '.join(CANDLE)}, each once, got {components}."
+        )
+    if not isinstance(epochs, (int, np.integer)) or isinstance(epochs, bool) or epochs < 1:
+        raise ValueError(f"`epochs` must be an integer >= 1, got {epochs!r}.")
+    series = simulate_candles(n_series, n_bars, market=market, seed=seed)
+    return model.fit(
+        [one[components] for one in series], stride=stride, epochs=int(epochs), verbose=verbose
+    )
 
 
 def _garch(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

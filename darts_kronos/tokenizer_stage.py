@@ -11,11 +11,11 @@ from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from torch import Tensor
 
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import Representation
 from darts_kronos.training import (
-    Augmentation,
     StageLog,
     TrainingHistory,
     normalised_windows,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import Metric
 
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.representation import Representation
 
 WARM_UP = 0.03
@@ -158,22 +158,6 @@ class TrainingHistory(pl.Callback):
         self.rows.append({"stage": self.stage, "epoch": epoch, **values})
 
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How training windows are varied.
-
-    Parameters
-    ----------
-    volume_dropout
-        Probability that a window's volume and amount are as if unknown: 0.
-    mirror
-        Probability that a window is turned upside down.
-    """
-
-    volume_dropout: float = 0.0
-    mirror: float = 0.0
-
-
 @contextmanager
 def recorded(trainer: pl.Trainer, stage: str, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Let `trainer` add what it logs to `rows`; see :class:`TrainingHistory`."""
@@ -192,11 +176,4 @@ def normalised_windows(
     """A training batch as the tokenizer sees it, (B, T + n, C)."""
     bars = torch.cat((batch.past_target, batch.future_target), dim=1)
     normalised, _ = representation.encode(bars, batch.past_target.shape[1])
-    if augmentation.mirror > 0:
-        turned = torch.rand(len(bars), 1, 1, device=bars.device) < augmentation.mirror
-        normalised = torch.where(turned, representation.mirrored(normalised), normalised)
-    if augmentation.volume_dropout > 0 and representation.volumes:
-        dropped = torch.rand(len(bars), 1, 1, device=bars.device) < augmentation.volume_dropout
-        volumes = normalised[..., representation.volumes]
-        normalised[..., representation.volumes] = volumes.masked_fill(dropped, 0.0)
-    return normalised
+    return augmentation.bars(normalised, representation)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from factories import COMPONENTS, tiny_model
+import torch
+from factories import COMPONENTS, candles, tiny_model
 
-from darts_kronos.simulate import simulate_candles
+from darts_kronos.simulate import pretrain, simulate_candles
 
 
 @pytest.fixture(scope="module", params=["garch", "stochastic_volatility"])
@@ -69,3 +70,47 @@ def test_a_model_trains_on_them_and_goes_on_with_real_ones():
 def test_bad_parameters_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         simulate_candles(**wrong)
+
+
+class TestPretrain:
+    SHORT = {"n_series": 2, "n_bars": 60, "stride": 8, "epochs": 1}
+
+    def test_a_pretrained_model_goes_on_with_real_candles(self):
+        model = tiny_model()
+        assert pretrain(model, seed=1, **self.SHORT) is model
+        tokenizer = {k: v.clone() for k, v in model.model.tokenizer.state_dict().items()}
+        predictor = model.model.predictor.s1_head.weight.clone()
+        model.fit(candles(80))
+        assert list(model.training_history["stage"]).count("tokenizer") == 1
+        for name, value in model.model.tokenizer.state_dict().items():
+            assert torch.equal(value, tokenizer[name])
+        assert not torch.equal(model.model.predictor.s1_head.weight, predictor)
+        assert model.predict(3, num_samples=5).n_components == 6
+
+    def test_the_components_are_those_of_the_series_to_come(self):
+        prices = ["open", "high", "low", "close"]
+        model = pretrain(tiny_model(), components=prices, **self.SHORT)
+        model.fit(candles(80)[prices])
+        assert model.predict(3).n_components == 4
+
+    def test_a_fitted_model_is_refused(self):
+        model = pretrain(tiny_model(), **self.SHORT)
+        with pytest.raises(ValueError, match="Only a new model"):
+            pretrain(model, **self.SHORT)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"components": ["close", "bid"]},
+            {"components": []},
+            {"components": ["close", "close"]},
+            {"epochs": 0},
+            {"n_bars": 5},
+            {"n_series": 0},
+        ],
+    )
+    def test_bad_values_are_refused_before_training(self, wrong):
+        model = tiny_model()
+        with pytest.raises(ValueError):
+            pretrain(model, **(self.SHORT | wrong))
+        assert model.model is None
