@@ -133,6 +133,9 @@ class KronosModel(StampedTorchModel):
     valid_candles
         Whether every path is made of valid candles: high the highest and low the lowest price,
         prices above 0, volume and amount at least 0.
+    anchor
+        Whether the prices of "window" paths are shifted so that they start from the last close
+        and not from its reconstruction. Paths of "returns" always start there.
     **kwargs
         See Darts' ``TorchForecastingModel`` and ``PLForecastingModule``: `n_epochs`, `batch_size`,
         `optimizer_cls`, `optimizer_kwargs`, `lr_scheduler_cls`, `lr_scheduler_kwargs`,
@@ -201,6 +204,7 @@ class KronosModel(StampedTorchModel):
         point_forecast: str = "mean",
         num_point_samples: int = 100,
         valid_candles: bool = True,
+        anchor: bool = False,
         **kwargs: Any,
     ):
         check_parameters(self.model_params)
@@ -480,8 +484,8 @@ class KronosModel(StampedTorchModel):
         Parameters
         ----------
         **changes
-            Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples` and
-            `valid_candles`; see the class. The others stay as they are.
+            Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples`,
+            `valid_candles` and `anchor`; see the class. The others stay as they are.
 
         Returns
         -------

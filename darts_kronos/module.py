@@ -87,6 +87,7 @@ class KronosModule(PLForecastingModule):
         point_forecast: str,
         num_point_samples: int,
         valid_candles: bool,
+        anchor: bool,
     ) -> None:
         """Say how forecasts are drawn; see :class:`~darts_kronos.KronosModel`.
 
@@ -100,6 +101,7 @@ class KronosModule(PLForecastingModule):
         self.point_forecast = point_forecast
         self.num_point_samples = num_point_samples
         self.valid_candles = valid_candles
+        self.anchor = anchor
 
     def train(self, mode: bool = True) -> KronosModule:
         """Set the mode of the predictor; the tokenizer is fixed here, so it always evaluates."""
@@ -178,10 +180,11 @@ class KronosModule(PLForecastingModule):
         """Sample paths, (S, B, n, C), float64, after contexts (B, T, C) in the networks' order."""
         T = context.shape[1]
         normalised, statistics = self.representation.encode(context, T)
+        normalised = normalised.to(self.predictor.s1_head.weight.dtype)
         paths = generate(
             self.tokenizer,
             self.predictor,
-            normalised.to(self.predictor.s1_head.weight.dtype),
+            normalised,
             None if stamps is None else stamps[:, : T + n],
             n=n,
             num_samples=num_samples,
@@ -189,6 +192,10 @@ class KronosModule(PLForecastingModule):
             sampling=self.sampling,
         )
         bars = self.representation.decode(paths, statistics)
+        if self.anchor:
+            with torch.inference_mode():
+                last = self.tokenizer.decode(*self.tokenizer.encode(normalised))[:, -1]
+            bars = self.representation.anchored(bars, context, last, statistics)
         return self.representation.valid(bars, context) if self.valid_candles else bars
 
 

@@ -48,6 +48,7 @@ SAMPLING = (
     "point_forecast",
     "num_point_samples",
     "valid_candles",
+    "anchor",
 )
 """Parameters that say how forecasts are drawn; they may change on a fitted model."""
 
@@ -191,6 +192,9 @@ def check_sampling(params: Mapping[str, Any]) -> None:
         )
     Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
     check_point_forecast(params["point_forecast"], params["num_point_samples"])
+    for name in ("valid_candles", "anchor"):
+        if not isinstance(params[name], bool):
+            raise ValueError(f"`{name}` must be True or False, got {params[name]!r}.")
 
 
 def _require_int(name: str, value: object, least: int) -> None:

@@ -129,6 +129,26 @@ class Representation(ABC):
         """
         return self.decode(normalised.unsqueeze(0), statistics).squeeze(0)
 
+    def anchored(
+        self, paths: Tensor, context: Tensor, last: Tensor, statistics: Statistics
+    ) -> Tensor:
+        """Sample paths that start from the last close, whatever the tokenizer made of it.
+
+        Prices are shifted by the last close less its reconstruction; "returns" need no shift.
+
+        Parameters
+        ----------
+        paths
+            Paths in their own units, (S, B, n, C).
+        context
+            The bars before them, in their own units, (B, T, C).
+        last
+            What the tokenizer made of the contexts' last bars, normalised, (B, C).
+        statistics
+            Of the contexts.
+        """
+        return paths
+
     def valid(self, paths: Tensor, context: Tensor) -> Tensor:
         """The nearest valid candles to those of sample paths.
 
@@ -171,6 +191,19 @@ class WindowRepresentation(Representation):
     def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
         """Bars in their own units; see the base class."""
         return normalised.double() * statistics.scale + statistics.center
+
+    def anchored(
+        self, paths: Tensor, context: Tensor, last: Tensor, statistics: Statistics
+    ) -> Tensor:
+        """Paths that start from the last close; see the base class."""
+        if "close" not in self.components:
+            return paths
+        close = self.components.index("close")
+        rebuilt = self.decode(last[None, :, None], statistics)[0, :, 0, close]
+        gap = (context[:, -1, close].to(rebuilt.dtype) - rebuilt)[:, None, None]
+        anchored = paths.clone()
+        anchored[..., self.prices] += gap
+        return anchored
 
 
 class ReturnsRepresentation(Representation):

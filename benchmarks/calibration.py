@@ -1,0 +1,141 @@
+"""Coverage on the test part: Kronos as trained, calibrated, and within Darts' conformal models.
+
+    python benchmarks/calibration.py
+
+Each pool's Kronos is trained on its training part. ``model.calibrate`` chooses the temperature on
+the validation part. Darts' ``ConformalQRModel`` corrects each forecast's quantiles by the errors of
+the forecasts before it, those of the validation part first; ``ConformalNaiveModel`` makes its
+intervals of the point forecasts' errors. All are measured on the same windows of the close.
+Resumable; results lie in benchmarks/results/calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accuracy import STRIDE, score_all
+from darts import TimeSeries
+from darts.models import ConformalNaiveModel, ConformalQRModel
+from evaluation.baselines import SAMPLES
+from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
+from evaluation.learned import CONFIGS, Candidate, Fitted
+from evaluation.store import RESULTS, Store
+
+from darts_kronos import KronosModel
+
+QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
+
+INTERVALS = {50: (1, 3), 90: (0, 4)}
+"""Coverage in percent, and the places in ``QUANTILES`` of the interval's ends."""
+
+
+def winkler(low: np.ndarray, high: np.ndarray, actual: np.ndarray, level: float) -> np.ndarray:
+    """Winkler score of intervals at a level: width, and what misses it costs."""
+    outside = np.maximum(low - actual, 0.0) + np.maximum(actual - high, 0.0)
+    return high - low + 2 / (1 - level) * outside
+
+
+def measure(quantiles: np.ndarray, series: TimeSeries) -> dict[str, float]:
+    """Coverage and Winkler score of quantiles (W, n, 5) of the close of a test series."""
+    contexts, futures = windows(series[PRICES], STRIDE)
+    last, actual = contexts[:, -1:, 3], futures[:, :, 3]
+    row = {}
+    for percent, (low, high) in INTERVALS.items():
+        ends = quantiles[..., low], quantiles[..., high]
+        inside = (actual >= ends[0]) & (actual <= ends[1])
+        by_step = inside.mean(axis=0)
+        row[f"coverage {percent}"] = inside.mean()
+        row[f"least of a step {percent}"] = by_step.min()
+        row[f"most of a step {percent}"] = by_step.max()
+        row[f"Winkler {percent}"] = (winkler(*ends, actual, percent / 100) / last).mean()
+    return row
+
+
+def conformal(model: Any, val: TimeSeries, test: TimeSeries) -> np.ndarray:
+    """Quantiles (W, n, 5) of a conformal model's forecasts of a test series' close."""
+    # The test part begins with bars that end the validation part.
+    whole = val.append(test[CONTEXT - HORIZON :])
+    forecasts = model.historical_forecasts(
+        whole,
+        start=len(whole) - len(test) + CONTEXT,
+        start_format="position",
+        forecast_horizon=HORIZON,
+        stride=STRIDE,
+        last_points_only=False,
+        retrain=False,
+        predict_likelihood_parameters=True,
+        verbose=False,
+        show_warnings=False,
+    )
+    names = [f"close_q{q:.3f}" for q in QUANTILES]
+    return np.stack([one[names].values() for one in forecasts])
+
+
+def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
+    """A row for each series and way."""
+    fitted = Fitted(Candidate("Kronos", "own", CONFIGS["Kronos"][0]), pool, seed)
+    model: KronosModel = fitted.model
+    rows = []
+
+    def add(way: str, symbol: str, found: dict[str, float], crps: float) -> None:
+        rows.append({"series": symbol, "seed": seed, "way": way, **found, "CRPS": crps})
+
+    def add_sampled(way: str) -> None:
+        paths = fitted.paths(pool.test, STRIDE)
+        scores = score_all(paths, pool, "test", STRIDE)
+        for symbol, found, series in zip(pool.symbols, paths, pool.test, strict=True):
+            quantiles = np.moveaxis(np.quantile(found[:, :, 3], QUANTILES, axis=-1), 0, -1)
+            add(way, symbol, measure(quantiles, series), scores[symbol].crps.mean())
+
+    add_sampled("as trained")
+    for way, wrapped in {
+        "conformal, quantiles": ConformalQRModel(
+            model, QUANTILES, cal_stride=STRIDE, cal_num_samples=SAMPLES, random_state=seed
+        ),
+        "conformal, errors": ConformalNaiveModel(
+            model, QUANTILES, cal_stride=STRIDE, random_state=seed
+        ),
+    }.items():
+        for symbol, val, test in zip(pool.symbols, pool.val, pool.test, strict=True):
+            add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
+    model.calibrate(pool.val, verbose=False)
+    chosen = model.sampling
+    add_sampled("calibrated")
+    for row in rows:
+        row["temperature"] = chosen["temperature"]
+        row["top_p"] = chosen["top_p"]
+    return rows
+
+
+def main() -> None:
+    """Run what is asked and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=list(POOLS))
+    parser.add_argument("--seeds", type=int, default=1)
+    arguments = parser.parse_args()
+    for name in ("pytorch_lightning", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    store, rows = Store(RESULTS / "calibration"), []
+    for name in arguments.pools:
+        for seed in range(arguments.seeds):
+            found = store.get(name, seed)
+            rows += store.put(evaluate(load(name), seed), name, seed) if found is None else found
+            print(f"  {name}, seed {seed}: done", flush=True)
+    frame = pd.DataFrame(rows).drop(columns=["seed", "temperature", "top_p"])
+    reference = frame[frame["way"] == "as trained"].groupby("series").mean(numeric_only=True)
+    for name in ("Winkler 50", "Winkler 90", "CRPS"):
+        frame[name] = frame[name] / frame["series"].map(reference[name])
+    table = frame.groupby("way", sort=False).mean(numeric_only=True)
+    text = table.to_markdown(floatfmt=".3f")
+    (RESULTS / "calibration.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
