@@ -45,6 +45,7 @@ from darts_kronos.parameters import (
     networks,
     predictor_epochs,
     tokenizer_epochs,
+    tuning_rate,
     with_defaults,
 )
 from darts_kronos.tokenizer_stage import train_tokenizer
@@ -248,7 +249,8 @@ class KronosModel(StampedTorchModel):
 
         With `val_series`, the tokenizer of the epoch with the least validation loss goes into the
         second stage. A second call goes on with the predictor, under a new learning-rate cycle,
-        and leaves the tokenizer as it is.
+        and leaves the tokenizer as it is. Where the user gave no learning rate and no epochs, it
+        is gentle: a third of the rate, and half of the steps.
 
         Parameters
         ----------
@@ -330,7 +332,8 @@ class KronosModel(StampedTorchModel):
         """
         windows = self._own_train_dataset(train_dataset)
         if epochs <= 0:
-            epochs = predictor_epochs(self._model_params, len(windows), self.batch_size)
+            trained = self.model is not None and bool(self.model.tokenizer_fitted)
+            epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
         return super().fit_from_dataset(
             windows,
             None if val_dataset is None else self._own_train_dataset(val_dataset),
@@ -442,6 +445,9 @@ class KronosModel(StampedTorchModel):
                 f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
                 f"windows, a batch {datamodule.batch_size}."
             )
+        rate = tuning_rate(self._model_params)
+        if model.tokenizer_fitted and rate is not None:
+            model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         if self._retrain_tokenizer or not model.tokenizer_fitted:
             logger.info("Stage 1 of 2: training the tokenizer.")
             train_tokenizer(

@@ -22,6 +22,9 @@ PREDICTOR_EPOCHS, PREDICTOR_STEPS = 2, 300
 TOKENIZER_EPOCHS, TOKENIZER_STEPS = 4, 500
 """Training that is enough where the user does not say: so many epochs and steps at least."""
 
+TUNING_EPOCHS, TUNING_STEPS, TUNING_RATE = 2, 150, 1 / 3
+"""The same for a predictor that was trained before, and the share of its size's learning rate."""
+
 MOST_EPOCHS = 50
 """Bound on the epochs that a small set gets to make those steps."""
 
@@ -165,11 +168,25 @@ def tokenizer_epochs(params: Mapping[str, Any], n_windows: int) -> int:
     return _enough(n_windows, params["tokenizer_batch_size"], TOKENIZER_EPOCHS, TOKENIZER_STEPS)
 
 
-def predictor_epochs(params: Mapping[str, Any], n_windows: int, batch_size: int) -> int:
-    """Epochs of the predictor stage that are enough for `n_windows`; 0 if the user gave some."""
+def predictor_epochs(
+    params: Mapping[str, Any], n_windows: int, batch_size: int, trained: bool
+) -> int:
+    """Epochs of the predictor stage that are enough for `n_windows`; 0 if the user gave some.
+
+    A predictor that was `trained` before needs fewer.
+    """
     if "n_epochs" in params or "max_epochs" in (params.get("pl_trainer_kwargs") or {}):
         return 0
+    if trained:
+        return _enough(n_windows, batch_size, TUNING_EPOCHS, TUNING_STEPS)
     return _enough(n_windows, batch_size, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
+
+
+def tuning_rate(params: Mapping[str, Any]) -> float | None:
+    """Learning rate of a predictor that was trained before; None if the user gave an optimiser."""
+    if params.get("optimizer_cls") is not None or "lr" in (params.get("optimizer_kwargs") or {}):
+        return None
+    return TUNING_RATE * size_named(params["size"] or DEFAULT_SIZE).predictor_lr
 
 
 def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:
