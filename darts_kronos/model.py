@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +16,11 @@ from darts.utils.data import (
     TorchInferenceDataset,
     TorchTrainingDataset,
 )
-from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingSample
 from darts.utils.serialization import add_safe_globals
 from darts.utils.ts_utils import series2seq
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from darts_kronos.calibration import calibrate
-from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.datasets import (
     KronosInferenceDataset,
     KronosTrainingDataset,
@@ -37,24 +33,21 @@ from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
     AUGMENTATION,
-    PREDICTOR_GRADIENT_CLIP,
     SAMPLING,
     TRAINING_ONLY,
     check_parameters,
     check_sampling,
     networks,
     predictor_epochs,
-    tokenizer_epochs,
-    tuning_rate,
     with_defaults,
 )
-from darts_kronos.tokenizer_stage import train_tokenizer
-from darts_kronos.training import explain_log, recorded
+from darts_kronos.training import explain_log
+from darts_kronos.two_stages import TwoStageTorchModel
 
 logger = get_logger(__name__)
 
 
-class KronosModel(StampedTorchModel):
+class KronosModel(TwoStageTorchModel):
     """Kronos: candles as a language (arXiv 2508.02739).
 
     ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
@@ -215,14 +208,14 @@ class KronosModel(StampedTorchModel):
 
         self.tokenizer_optimizer_kwargs = params["tokenizer_optimizer_kwargs"]
         self.tokenizer_trainer_kwargs = params["tokenizer_trainer_kwargs"]
-        self._retrain_tokenizer = False
         # Darts sets these; the type checker cannot see it.
         self.train_sample: TorchTrainingSample
         # Told by the first series that the model is trained on:
         self._components: list[str] | None = None
         self._representation: str | None = representation
         self._uses_stamps: bool | None = None
-        self._history: list[dict[str, Any]] = []
+        self._history = []
+        self._tokenizer_ckpt_path = None
 
     # --- training -----------------------------------------------------------------------------
 
@@ -332,7 +325,7 @@ class KronosModel(StampedTorchModel):
         """
         windows = self._own_train_dataset(train_dataset)
         if epochs <= 0:
-            trained = self.model is not None and bool(self.model.tokenizer_fitted)
+            trained = self._goes_on_trained
             epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
         return super().fit_from_dataset(
             windows,
@@ -432,55 +425,6 @@ class KronosModel(StampedTorchModel):
             sampling=self.sampling,
             **(self.pl_module_params or {}),
         )
-
-    def _train(
-        self,
-        trainer: pl.Trainer,
-        model: KronosModule,
-        datamodule: TorchDataModule,
-        load_best: bool = False,
-    ) -> None:
-        if len(datamodule.train_dataloader()) == 0:
-            raise ValueError(
-                f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
-                f"windows, a batch {datamodule.batch_size}."
-            )
-        rate = tuning_rate(self._model_params)
-        if model.tokenizer_fitted and rate is not None:
-            model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
-        if self._retrain_tokenizer or not model.tokenizer_fitted:
-            logger.info("Stage 1 of 2: training the tokenizer.")
-            train_tokenizer(
-                model,
-                datamodule,
-                optimizer_kwargs=self.tokenizer_optimizer_kwargs,
-                batch_size=self._model_params["tokenizer_batch_size"],
-                trainer_params=self.trainer_params,
-                overrides={
-                    "max_epochs": tokenizer_epochs(
-                        self._model_params, len(datamodule.train_dataset)
-                    ),
-                    "enable_progress_bar": trainer.progress_bar_callback is not None,
-                    "logger": self._tokenizer_logger(),
-                    **self.tokenizer_trainer_kwargs,
-                },
-                init_trainer=self._init_trainer,
-                history=self._history,
-            )
-        model.tokenizer.requires_grad_(False)
-        if trainer.gradient_clip_val is None:
-            trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
-        logger.info("Stage 2 of 2: training the predictor.")
-        with warnings.catch_warnings(), recorded(trainer, "predictor", self._history):
-            # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
-            warnings.filterwarnings("ignore", r".*in eval mode at the start of training.*")
-            super()._train(trainer, model, datamodule, load_best)
-
-    def _tokenizer_logger(self) -> TensorBoardLogger | bool:
-        """TensorBoard for stage one beside stage two's, if the user asked for it."""
-        folder = os.path.join(self.work_dir, self.model_name)
-        wanted = self._model_params.get("log_tensorboard")
-        return bool(wanted) and TensorBoardLogger(folder, name="", version="logs_tokenizer")
 
     # --- forecasting --------------------------------------------------------------------------
 

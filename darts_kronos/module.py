@@ -26,7 +26,7 @@ from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
-from darts_kronos.training import StageLog, normalised_windows, one_cycle
+from darts_kronos.training import OneCycle, StageLog, normalised_windows
 
 POINT_FORECASTS = ("mean", "median", "sample")
 
@@ -74,6 +74,7 @@ class KronosModule(PLForecastingModule):
         self.max_context = max_context
         self.augmentation = Augmentation(**augmentation)
         self.stage_log = StageLog(self.predictor.config.s1_bits, self.predictor.config.s2_bits)
+        self.one_cycle = OneCycle()
         self.tokenizer_fitted: Tensor
         self.register_buffer("tokenizer_fitted", torch.tensor(False))
         self.set_sampling(**sampling)
@@ -133,7 +134,14 @@ class KronosModule(PLForecastingModule):
     def configure_optimizers(self) -> Any:
         """Darts' optimizer; a one-cycle schedule unless the user gave one."""
         configured = super().configure_optimizers()
-        return configured if self.lr_scheduler_cls else one_cycle(configured, self.trainer)
+        if self.lr_scheduler_cls:
+            return configured
+        return self.one_cycle.configure(configured, self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what belongs to Darts and to the schedule."""
+        super().on_load_checkpoint(checkpoint)
+        self.one_cycle.resume(checkpoint)
 
     @property
     def supports_probabilistic_prediction(self) -> bool:

@@ -9,21 +9,24 @@ import pytorch_lightning as pl
 import torch
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.module import KronosModule
-from darts_kronos.nn.tokenizer import KronosTokenizer
-from darts_kronos.representation import Representation
 from darts_kronos.training import (
+    EpochRandomness,
+    OneCycle,
     StageLog,
     TrainingHistory,
     normalised_windows,
-    one_cycle,
 )
 
 TOKENIZER_GRADIENT_CLIP = 2.0
 """Norm at which stage one clips gradients, as published."""
+
+LAST_CHECKPOINT = "last-{epoch}"
+"""Name of the stage's checkpoint, which replaces that of the epoch before."""
 
 NOT_INHERITED = frozenset(
     {
@@ -43,31 +46,35 @@ NOT_INHERITED = frozenset(
 class TokenizerStage(pl.LightningModule):
     """Stage one: trains a tokenizer on normalised windows.
 
+    Its checkpoints hold the whole module, so that a run which was cut off can go on.
+
     Parameters
     ----------
-    tokenizer
-        The tokenizer to train, in place.
-    representation
-        How it sees bars.
-    augmentation
-        How training windows are varied.
+    module
+        Holds the tokenizer, which is trained in place.
     optimizer_kwargs
         Of AdamW.
     """
 
-    def __init__(
-        self,
-        tokenizer: KronosTokenizer,
-        representation: Representation,
-        augmentation: Augmentation,
-        optimizer_kwargs: dict[str, Any],
-    ):
+    def __init__(self, module: KronosModule, optimizer_kwargs: dict[str, Any]):
         super().__init__()
-        self.tokenizer = tokenizer
-        self.representation = representation
-        self.augmentation = augmentation
+        self.tokenizer = module.tokenizer
+        self.representation = module.representation
+        self.augmentation = module.augmentation
         self.optimizer_kwargs = optimizer_kwargs
-        self.stage_log = StageLog(tokenizer.config.s1_bits, tokenizer.config.s2_bits)
+        self.stage_log = StageLog(self.tokenizer.config.s1_bits, self.tokenizer.config.s2_bits)
+        self.one_cycle = OneCycle()
+        # In a tuple, so that what else the module holds is no part of this stage.
+        self._whole = (module,)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weights of the predictor, which this stage does not train."""
+        checkpoint["module"] = self._whole[0].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read them back, and where the schedule was."""
+        self._whole[0].load_state_dict(checkpoint["module"])
+        self.one_cycle.resume(checkpoint)
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
         parts = self.tokenizer(normalised_windows(self.representation, batch, augmentation))
@@ -87,11 +94,11 @@ class TokenizerStage(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule."""
         optimizer = torch.optim.AdamW(self.tokenizer.parameters(), **self.optimizer_kwargs)
-        return one_cycle(optimizer, self.trainer)
+        return self.one_cycle.configure(optimizer, self.trainer)
 
 
 class KeepBest(pl.Callback):
-    """Keeps the weights of the epoch with the least `val_loss` in memory, and puts them back."""
+    """Keeps the weights of the epoch with the least `val_loss` in memory."""
 
     def __init__(self) -> None:
         self.best = float("inf")
@@ -106,10 +113,18 @@ class KeepBest(pl.Callback):
         state = pl_module.state_dict()
         self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back."""
+    def put_back(self, stage: pl.LightningModule) -> None:
+        """Give a stage its best weights."""
         if self.weights is not None:
-            pl_module.load_state_dict(self.weights)
+            stage.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss and weights, for checkpoints."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take those of a checkpoint."""
+        self.best, self.weights = state_dict["best"], state_dict["weights"]
 
 
 def train_tokenizer(
@@ -122,7 +137,10 @@ def train_tokenizer(
     overrides: dict[str, Any],
     init_trainer: Callable[[dict[str, Any]], pl.Trainer],
     history: list[dict[str, Any]],
-) -> None:
+    seed: int,
+    checkpoints: str | None = None,
+    ckpt_path: str | None = None,
+) -> int:
     """Train a module's tokenizer on stage two's windows, under a Lightning trainer of its own.
 
     Where there are validation windows, the tokenizer ends as it was after its best epoch.
@@ -145,6 +163,17 @@ def train_tokenizer(
         Makes a trainer of parameters.
     history
         Takes a row of logged values for each epoch.
+    seed
+        Of what is random.
+    checkpoints
+        Folder that keeps a checkpoint of the last epoch, if any.
+    ckpt_path
+        A checkpoint of this stage to go on from.
+
+    Returns
+    -------
+    int
+        The seed; of the checkpoint, if there was one.
     """
     windows = TorchDataModule(
         train_dataset=datamodule.train_dataset,
@@ -162,11 +191,20 @@ def train_tokenizer(
     }
     callbacks = params.pop("callbacks", None) or []
     callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-    callbacks.append(TrainingHistory("tokenizer", history))
+    randomness, best = EpochRandomness(seed), KeepBest()
+    callbacks += [TrainingHistory("tokenizer", history), randomness]
     if windows.val_dataset is not None:
-        callbacks.append(KeepBest())
-    tokenizer = module.tokenizer.requires_grad_(True)
-    stage = TokenizerStage(tokenizer, module.representation, module.augmentation, optimizer_kwargs)
-    init_trainer({**params, "callbacks": callbacks}).fit(stage, datamodule=windows)
-    tokenizer.eval()
+        callbacks.append(best)
+    if checkpoints is not None:
+        params["enable_checkpointing"] = True
+        callbacks.append(
+            ModelCheckpoint(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True)
+        )
+    module.tokenizer.requires_grad_(True)
+    stage = TokenizerStage(module, optimizer_kwargs)
+    trainer = init_trainer({**params, "callbacks": callbacks})
+    trainer.fit(stage, datamodule=windows, ckpt_path=ckpt_path)
+    best.put_back(stage)
+    module.tokenizer.eval()
     module.tokenizer_fitted.fill_(True)
+    return randomness.seed

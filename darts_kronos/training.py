@@ -13,13 +13,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from darts.logging import get_logger
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import Metric
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.representation import Representation
+
+logger = get_logger(__name__)
 
 WARM_UP = 0.03
 """Share of a one-cycle schedule in which the learning rate rises, from a tenth of its peak."""
@@ -77,24 +81,88 @@ class CodebookUsage(Metric):
         return self.seen.mean()
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, trainer: pl.Trainer) -> Any:
-    """`optimizer` as Lightning wants it, with a one-cycle schedule over the trainer's steps.
+class OneCycle:
+    """A one-cycle schedule over a trainer's steps, which can be resumed in the middle.
 
-    The learning rate stays constant where the number of steps is not known.
+    A run that goes on for as many steps as it was meant to take goes on in its cycle. One that is
+    to take more or fewer starts a new cycle over the steps that are left, and says so.
     """
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        return optimizer
-    schedule = OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        # One step more than there are, so that the last one still moves the weights.
-        total_steps=int(steps) + 1,
-        pct_start=WARM_UP,
-        div_factor=10.0,
-        cycle_momentum=False,
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def __init__(self) -> None:
+        self._checkpoint: dict[str, Any] | None = None
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Note the checkpoint that a run starts from, before Lightning reads its schedule."""
+        self._checkpoint = checkpoint
+
+    def configure(self, optimizer: torch.optim.Optimizer, trainer: pl.Trainer) -> Any:
+        """`optimizer` as Lightning wants it, with its schedule.
+
+        The learning rate stays constant where the number of steps is not known.
+        """
+        steps = trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            return optimizer
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is not None and checkpoint["lr_schedulers"]:
+            if checkpoint["lr_schedulers"][0].get("total_steps") != int(steps) + 1:
+                done = checkpoint["global_step"]
+                logger.info(
+                    f"The run was to take other than {steps} steps: a new learning-rate cycle "
+                    f"starts after its {done} steps."
+                )
+                checkpoint["lr_schedulers"].clear()
+                steps = max(1, int(steps) - done)
+        schedule = OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            # One step more than there are, so that the last one still moves the weights.
+            total_steps=int(steps) + 1,
+            pct_start=WARM_UP,
+            div_factor=10.0,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class EpochRandomness(pl.Callback):
+    """Makes what is random in an epoch a function of a seed and of the epoch's number.
+
+    A run that was cut off and goes on from a checkpoint then sees what it would have seen: the
+    same order of windows, the same augmentation and dropout.
+
+    Parameters
+    ----------
+    seed
+        Kept in checkpoints; the one of a checkpoint replaces it.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the seed of a checkpoint."""
+        self.seed = int(state_dict["seed"])
+
+    def _of(self, trainer: pl.Trainer) -> int:
+        return self.seed + 1000 * trainer.current_epoch + trainer.global_rank
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed the order of the windows; across devices Lightning's sampler does it."""
+        loader = trainer.train_dataloader
+        if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+            loader.sampler.generator = torch.Generator().manual_seed(self._of(trainer))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed all else, before the epoch's first batch."""
+        if batch_idx == 0:
+            torch.manual_seed(self._of(trainer))
 
 
 class StageLog(nn.Module):
@@ -157,17 +225,25 @@ class TrainingHistory(pl.Callback):
         values = {name: float(logged[name]) for name in names if name in logged}
         self.rows.append({"stage": self.stage, "epoch": epoch, **values})
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, those of the stage before included."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the rows of a checkpoint."""
+        self.rows[:] = state_dict["rows"]
+
 
 @contextmanager
-def recorded(trainer: pl.Trainer, stage: str, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Let `trainer` add what it logs to `rows`; see :class:`TrainingHistory`."""
-    keeper = TrainingHistory(stage, rows)
-    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]
-    callbacks.append(keeper)
+def attached(trainer: pl.Trainer, *callbacks: pl.Callback) -> Iterator[None]:
+    """Let `trainer` call these callbacks too, before those that save checkpoints."""
+    present: list[pl.Callback] = vars(trainer)["callbacks"]
+    present[:0] = callbacks
     try:
         yield
     finally:
-        callbacks.remove(keeper)
+        for one in callbacks:
+            present.remove(one)
 
 
 def normalised_windows(

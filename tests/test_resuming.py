@@ -1,0 +1,227 @@
+"""A run that was killed goes on where it was, in either stage, as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from factories import TINY, candles, tiny_model
+
+from darts_kronos import KronosModel
+
+EPOCHS = {"n_epochs": 4, "n_epochs_tokenizer": 4}
+
+
+class KillAfter(pl.Callback):
+    """Kills the process, without warning, when an epoch begins."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def training(work_dir, name="run", **changes):
+    model = tiny_model(
+        work_dir=str(work_dir),
+        model_name=name,
+        batch_size=8,
+        # Dropout and all augmentation are random too.
+        **{"save_checkpoints": True, "ffn_dropout": 0.2, "random_state": 5, **EPOCHS, **changes},
+    )
+    return model
+
+
+def fit(model):
+    return model.fit(candles(90), val_series=candles(60, seed=1))
+
+
+def killed(work_dir, stage: str, epoch: int) -> None:
+    """Train in another process until it is killed at the start of an epoch of a stage."""
+    trainer = TINY["pl_trainer_kwargs"]
+    kill = f"{{'callbacks': [KillAfter({epoch})]}}"
+    changes = (
+        f"tokenizer_trainer_kwargs={kill}"
+        if stage == "tokenizer"
+        else f"pl_trainer_kwargs={trainer!r} | {kill}"
+    )
+    code = (
+        "from test_resuming import *\n"
+        f"fit(training({str(work_dir)!r}, {changes}))\n"
+        "print('was not killed')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing cut off."""
+    return fit(training(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize(
+    ("stage", "epoch", "rows"), [("tokenizer", 2, 0), ("predictor", 0, 0), ("predictor", 2, 6)]
+)
+def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path, stage, epoch, rows):
+    killed(tmp_path, stage, epoch)
+    model = training_of(tmp_path)
+    assert len(model.training_history) == rows
+    fit(model)
+    pd.testing.assert_frame_equal(
+        model.training_history, whole.training_history, check_exact=False, rtol=1e-4
+    )
+    for name, value in whole.model.state_dict().items():
+        # Attention does not feel a bias of its keys: its gradient is rounding, scaled up by Adam.
+        keys = name.endswith(("key_value.bias", "qkv.bias"))
+        if value.is_floating_point() and not name.startswith("stage_log") and not keys:
+            torch.testing.assert_close(
+                model.model.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name
+            )
+
+
+def training_of(work_dir):
+    model = KronosModel.load_from_checkpoint("run", str(work_dir), best=False, trusted=True)
+    # The callback that killed the run is part of what was saved.
+    for params in (model.trainer_params, model.tokenizer_trainer_kwargs):
+        params["callbacks"] = [
+            one for one in params.get("callbacks", []) if not isinstance(one, KillAfter)
+        ]
+    return model
+
+
+def test_a_model_whose_tokenizer_stage_was_cut_off_cannot_forecast_yet(tmp_path):
+    killed(tmp_path, "tokenizer", 1)
+    model = training_of(tmp_path)
+    with pytest.raises(ValueError, match="fit"):
+        model.predict(3, series=candles(60))
+    assert fit(model).predict(3, num_samples=2).n_timesteps == 3
+
+
+def test_where_no_epoch_was_finished_there_is_nothing_to_go_on_from(tmp_path):
+    killed(tmp_path, "tokenizer", 0)
+    with pytest.raises(ValueError, match="no epoch was finished"):
+        KronosModel.load_from_checkpoint("run", str(tmp_path))
+    with pytest.raises(ValueError, match="Could not find"):
+        KronosModel.load_from_checkpoint("another", str(tmp_path))
+
+
+def test_best_and_last_epoch_are_kept_with_their_history(whole):
+    for best in (True, False):
+        loaded = KronosModel.load_from_checkpoint("run", whole.work_dir, best=best)
+        history = loaded.training_history
+        assert list(history["stage"].unique()) == ["tokenizer", "predictor"]
+        pd.testing.assert_frame_equal(history, whole.training_history[: len(history)])
+        assert loaded.predict(3, series=candles(60), num_samples=2).n_timesteps == 3
+    last = KronosModel.load_from_checkpoint("run", whole.work_dir, best=False)
+    assert len(last.training_history) == 8
+    np.testing.assert_array_equal(
+        last.predict(3, series=candles(60), num_samples=4, random_state=1).all_values(),
+        whole.predict(3, series=candles(60), num_samples=4, random_state=1).all_values(),
+    )
+
+
+def test_going_on_for_more_epochs_starts_a_new_cycle_and_says_so(whole, caplog):
+    caplog.set_level("INFO")
+    model = KronosModel.load_from_checkpoint("run", whole.work_dir, best=False)
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    model.trainer_params["callbacks"] = [Rates()]
+    model.fit(candles(90), val_series=candles(60, seed=1), epochs=7)
+    assert len(model.training_history) == 8 + 3
+    assert "a new learning-rate cycle" in caplog.text
+    # Up from the start of a cycle and down to its end.
+    assert max(rates) > 10 * rates[-1]
+    assert max(rates) == pytest.approx(model.model.optimizer_kwargs["lr"], rel=0.05)
+
+
+def test_each_stage_keeps_its_checkpoints_in_a_folder_of_its_own(whole):
+    folder = Path(whole.work_dir) / "run"
+    assert [one.name for one in (folder / "checkpoints_tokenizer").iterdir()] == [
+        "last-epoch=3.ckpt"
+    ]
+    names = sorted(one.name for one in (folder / "checkpoints").iterdir())
+    assert len(names) == 2
+    assert names[0].startswith("best-") and names[1] == "last-epoch=3.ckpt"
+
+
+def test_without_save_checkpoints_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(training(tmp_path, save_checkpoints=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+class InterruptAt(pl.Callback):
+    """Ctrl-C, once, when an epoch begins."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            self.epoch = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def handler():
+    """The caller's own handler of Ctrl-C, which must be there afterwards."""
+
+    def own(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, own)
+    yield own
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_predictor_stage_leaves_a_usable_model(handler, caplog):
+    options = TINY["pl_trainer_kwargs"] | {"callbacks": [InterruptAt(2)]}
+    model = training("unused", save_checkpoints=False, pl_trainer_kwargs=options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "can forecast" in caplog.text
+    assert list(model.training_history["stage"]) == ["tokenizer"] * 4 + ["predictor"] * 2
+    assert model.predict(3, series=candles(60), num_samples=2).n_timesteps == 3
+    fit(model)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_ctrl_c_in_the_tokenizer_stage_leaves_a_resumable_one(
+    handler, caplog, whole, tmp_path, saved
+):
+    options = {"callbacks": [InterruptAt(2)]}
+    model = training(tmp_path, save_checkpoints=saved, tokenizer_trainer_kwargs=options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "cannot forecast yet" in caplog.text
+    assert ("goes on from" if saved else "starts anew") in caplog.text
+    with pytest.raises(ValueError, match="fit"):
+        model.predict(3, series=candles(60))
+    fit(model)
+    if saved:
+        pd.testing.assert_frame_equal(
+            model.training_history, whole.training_history, check_exact=False, rtol=1e-4
+        )
+    assert list(model.training_history["stage"]) == ["tokenizer"] * 4 + ["predictor"] * 4
+    assert model.predict(3, series=candles(60), num_samples=2).n_timesteps == 3
