@@ -17,6 +17,7 @@ from darts.utils.data import (
     TorchTrainingDataset,
 )
 from darts.utils.data.torch_datasets.utils import TorchTrainingSample
+from darts.utils.likelihood_models.torch import QuantileRegression
 from darts.utils.serialization import add_safe_globals
 from darts.utils.ts_utils import series2seq
 
@@ -123,13 +124,16 @@ class KronosModel(TwoStageTorchModel):
         What ``num_samples=1`` returns: "mean" or "median" over `num_point_samples` paths, or one
         "sample" path.
     num_point_samples
-        Paths that a point forecast is made of.
+        Paths that a point forecast, or quantiles, are made of.
     valid_candles
         Whether every path is made of valid candles: high the highest and low the lowest price,
         prices above 0, volume and amount at least 0.
     anchor
         Whether the prices of "window" paths are shifted so that they start from the last close
         and not from its reconstruction. Paths of "returns" always start there.
+    likelihood
+        Darts' ``QuantileRegression``, or None. With it ``predict_likelihood_parameters=True`` gives
+        its quantiles, those of `num_point_samples` paths; it changes nothing else.
     **kwargs
         See Darts' ``TorchForecastingModel`` and ``PLForecastingModule``: `n_epochs`, `batch_size`,
         `optimizer_cls`, `optimizer_kwargs`, `lr_scheduler_cls`, `lr_scheduler_kwargs`,
@@ -199,6 +203,7 @@ class KronosModel(TwoStageTorchModel):
         num_point_samples: int = 100,
         valid_candles: bool = True,
         anchor: bool = False,
+        likelihood: QuantileRegression | None = None,
         **kwargs: Any,
     ):
         check_parameters(self.model_params)

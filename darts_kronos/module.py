@@ -163,7 +163,8 @@ class KronosModule(PLForecastingModule):
         -------
         tuple
             Paths or, for one sample, point forecasts, (S, B, n, C), in the units, data type and
-            component order of each series; the series' schemas; the times of the first bars.
+            component order of each series, or quantiles of each component, (1, B, n, C * Q); the
+            series' schemas; the times of the first bars.
         """
         schemas, times = batch.series_schema, batch.pred_time
         assert schemas is not None and times is not None and self.pred_n is not None
@@ -174,15 +175,20 @@ class KronosModule(PLForecastingModule):
         )
         context = batch.past_target.gather(-1, order.unsqueeze(1).expand_as(batch.past_target))
         n, num_samples = self.pred_n, self.pred_num_samples or 1
-        point = num_samples == 1 and self.point_forecast != "sample"
+        as_quantiles = bool(self.predict_likelihood_parameters)
+        point = as_quantiles or (num_samples == 1 and self.point_forecast != "sample")
         paths = self._paths(
             context, _stamps(batch), n, self.num_point_samples if point else num_samples
         )
-        if point:
+        back = order.argsort(dim=-1)[None, :, None].expand_as(paths)
+        paths = paths.gather(-1, back)
+        if as_quantiles:
+            wanted = paths.new_tensor(self.likelihood.quantiles)
+            paths = paths.quantile(wanted, dim=0).movedim(0, -1).flatten(-2).unsqueeze(0)
+        elif point:
             mean = self.point_forecast == "mean"
             paths = (paths.mean(dim=0) if mean else paths.median(dim=0).values).unsqueeze(0)
-        back = order.argsort(dim=-1)[None, :, None].expand_as(paths)
-        return paths.gather(-1, back).to(batch.past_target.dtype), schemas, times
+        return paths.to(batch.past_target.dtype), schemas, times
 
     def _paths(self, context: Tensor, stamps: Tensor | None, n: int, num_samples: int) -> Tensor:
         """Sample paths, (S, B, n, C), float64, after contexts (B, T, C) in the networks' order."""

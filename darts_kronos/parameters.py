@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from darts.utils.likelihood_models.torch import QuantileRegression
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.generation import Sampling
@@ -38,7 +39,6 @@ _NOT_FOR_KRONOS = {
     "add_encoders": "calendar stamps come from the series' own index",
     "loss_fn": "it is trained on the cross entropy of tokens",
     "use_reversible_instance_norm": "`representation` says how bars are normalised",
-    "likelihood": "its forecasts are joint sample paths: ask for them with `num_samples`",
     "torch_metrics": "it is trained on tokens; use Darts' metrics on its forecasts",
     "enable_finetuning": "it is for models that start from released weights",
 }
@@ -85,6 +85,12 @@ def check_parameters(params: Mapping[str, Any]) -> None:
         given = params.get(name)
         if given is not None and (given is not False or name == "enable_finetuning"):
             raise ValueError(f"`{name}` is not supported by KronosModel: {why}.")
+    likelihood = params.get("likelihood")
+    if likelihood is not None and not isinstance(likelihood, QuantileRegression):
+        raise ValueError(
+            f"`likelihood` must be a QuantileRegression or None, got {likelihood!r}: the model is "
+            "trained on tokens, and its quantiles are those of its sample paths."
+        )
     for name, least in {
         "input_chunk_length": 1,
         "output_chunk_length": 1,

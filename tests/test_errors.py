@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from darts import TimeSeries
-from darts.utils.likelihood_models import QuantileRegression
+from darts.utils.likelihood_models.torch import GaussianLikelihood
 from factories import COMPONENTS, candles, tiny_model
 
 from darts_kronos import KronosModel
@@ -65,7 +65,7 @@ def with_value(series, value, bar=50, component="close"):
         ({"add_encoders": {"cyclic": {"future": ["month"]}}}, "`add_encoders` is not supported"),
         ({"loss_fn": torch.nn.L1Loss()}, "`loss_fn` is not supported"),
         ({"use_reversible_instance_norm": True}, "`use_reversible_instance_norm` is not"),
-        ({"likelihood": QuantileRegression()}, "`likelihood` is not supported"),
+        ({"likelihood": GaussianLikelihood()}, "`likelihood` must be a QuantileRegression"),
         ({"enable_finetuning": False}, "`enable_finetuning` is not supported"),
         ({"no_such_thing": 1}, "no_such_thing"),
     ],
