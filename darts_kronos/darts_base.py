@@ -18,8 +18,9 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     the networks run in float32, whatever the data type of the series.
     """
 
-    # Darts sets it; the type checker cannot see it.
+    # Darts sets these; the type checker cannot see it.
     trainer: pl.Trainer | None
+    trainer_params: dict[str, Any]
 
     @property
     def extreme_lags(self) -> tuple[int | None, ...]:
@@ -55,6 +56,17 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         if trainer is not None:
             refuse_half_precision(trainer.precision)
         return super()._setup_trainer(trainer, model, verbose, epochs)
+
+    def _setup_for_predict(self, *args: Any, **kwargs: Any) -> Any:
+        # A forecast that was spread over devices would come back in parts.
+        given = self.trainer_params
+        devices = given.get("devices")
+        one = [devices[0]] if isinstance(devices, (list, tuple)) and devices else 1
+        self.trainer_params = {**given, "devices": one, "num_nodes": 1, "strategy": "auto"}
+        try:
+            return super()._setup_for_predict(*args, **kwargs)
+        finally:
+            self.trainer_params = given
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
         """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""

@@ -19,6 +19,7 @@ from darts_kronos.training import (
     OneCycle,
     StageLog,
     TrainingHistory,
+    attached,
     normalised_windows,
 )
 
@@ -192,9 +193,9 @@ def train_tokenizer(
     callbacks = params.pop("callbacks", None) or []
     callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     randomness, best = EpochRandomness(seed), KeepBest()
-    callbacks += [TrainingHistory("tokenizer", history), randomness]
+    own: list[pl.Callback] = [TrainingHistory("tokenizer", history), randomness]
     if windows.val_dataset is not None:
-        callbacks.append(best)
+        own.append(best)
     if checkpoints is not None:
         params["enable_checkpointing"] = True
         callbacks.append(
@@ -203,7 +204,8 @@ def train_tokenizer(
     module.tokenizer.requires_grad_(True)
     stage = TokenizerStage(module, optimizer_kwargs)
     trainer = init_trainer({**params, "callbacks": callbacks})
-    trainer.fit(stage, datamodule=windows, ckpt_path=ckpt_path)
+    with attached(trainer, *own):
+        trainer.fit(stage, datamodule=windows, ckpt_path=ckpt_path)
     best.put_back(stage)
     module.tokenizer.eval()
     module.tokenizer_fitted.fill_(True)

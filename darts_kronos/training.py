@@ -6,8 +6,11 @@ V entries of a codebook.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +20,7 @@ from darts.logging import get_logger
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from torchmetrics import Metric
 
 from darts_kronos.augmentation import Augmentation
@@ -154,8 +157,12 @@ class EpochRandomness(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed the order of the windows; across devices Lightning's sampler does it."""
         loader = trainer.train_dataloader
-        if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
-            loader.sampler.generator = torch.Generator().manual_seed(self._of(trainer))
+        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        if isinstance(sampler, RandomSampler):
+            sampler.generator = torch.Generator().manual_seed(self._of(trainer))
+        elif isinstance(sampler, DistributedSampler):
+            # Across devices Lightning shuffles even where the user said not to.
+            sampler.shuffle = getattr(vars(trainer).get("datamodule"), "shuffle", True)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -234,15 +241,47 @@ class TrainingHistory(pl.Callback):
         self.rows[:] = state_dict["rows"]
 
 
+class CarryBack(pl.Callback):
+    """Brings what callbacks know home from processes that Lightning started for a training.
+
+    Weights come back by themselves; what callbacks collected stays in the other process.
+
+    Parameters
+    ----------
+    callbacks
+        Those whose ``state_dict`` is brought back.
+    """
+
+    def __init__(self, callbacks: Sequence[pl.Callback]):
+        self.callbacks = list(callbacks)
+        self.home = os.getpid()
+        self.path = os.path.join(tempfile.mkdtemp(prefix="darts_kronos_"), "callbacks.pt")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave it in a file, in another process."""
+        if os.getpid() != self.home and trainer.is_global_zero:
+            torch.save([one.state_dict() for one in self.callbacks], self.path)
+
+    def fetch(self) -> None:
+        """Read the file, at home, and remove it."""
+        if os.path.exists(self.path):
+            states = torch.load(self.path, weights_only=True)
+            for one, state in zip(self.callbacks, states, strict=True):
+                one.load_state_dict(state)
+        shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
+
+
 @contextmanager
 def attached(trainer: pl.Trainer, *callbacks: pl.Callback) -> Iterator[None]:
     """Let `trainer` call these callbacks too, before those that save checkpoints."""
     present: list[pl.Callback] = vars(trainer)["callbacks"]
-    present[:0] = callbacks
+    carrier = CarryBack(callbacks)
+    present[:0] = [*callbacks, carrier]
     try:
         yield
     finally:
-        for one in callbacks:
+        carrier.fetch()
+        for one in (*callbacks, carrier):
             present.remove(one)
 
 

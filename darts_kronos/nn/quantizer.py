@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 LOG_EPS = 1e-8
 
@@ -28,6 +29,14 @@ def binary_entropy(p: Tensor) -> Tensor:
     """Entropy in nats of a bit that is set with probability `p`."""
     q = 1.0 - p
     return -(p * (p + LOG_EPS).log() + q * (q + LOG_EPS).log())
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of `x` over all processes that train together, with its gradient."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return x
+    total: Tensor = all_reduce(x.contiguous())
+    return total / distributed.get_world_size()
 
 
 class BinarySphericalQuantizer(nn.Module):
@@ -68,11 +77,14 @@ class BinarySphericalQuantizer(nn.Module):
         return straight_through * z.shape[-1] ** -0.5, unit
 
     def loss(self, code: Tensor, unit: Tensor) -> Tensor:
-        """The loss, a scalar that may be negative, of what ``forward`` gives."""
+        """The loss, a scalar that may be negative, of what ``forward`` gives.
+
+        The entropy of the codebook is that of all processes' bars.
+        """
         n_bits = unit.shape[-1]
         commitment = ((code.detach() - unit) ** 2).sum(dim=-1).mean()
         p = torch.sigmoid(-4.0 * unit * n_bits**-0.5)
         per_sample = binary_entropy(p).sum(dim=-1).mean()
-        codebook = binary_entropy(p.flatten(0, -2).mean(dim=0)).sum()
+        codebook = binary_entropy(mean_over_ranks(p.flatten(0, -2).mean(dim=0))).sum()
         entropy = self.gamma0 * per_sample - self.gamma * codebook
         return self.beta * commitment + self.zeta * entropy
