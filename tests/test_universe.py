@@ -1,0 +1,86 @@
+"""Backtests of many series: on any number of workers the same, and one that fails stops none."""
+
+import joblib
+import numpy as np
+import pytest
+from darts.metrics import mae, mcrps
+from factories import candles, tiny_model
+
+from darts_kronos.universe import backtest_universe
+
+OPTIONS = {"forecast_horizon": 3, "stride": 10, "num_samples": 4, "random_state": 1}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model().fit(candles(80))
+
+
+@pytest.fixture(scope="module")
+def universe():
+    return {name: candles(70, seed=seed) for seed, name in enumerate(["A", "B", "C"])} | {
+        "SHORT": candles(10),
+        "WITHOUT VOLUME": candles(70)[["open", "close"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(model, universe):
+    return backtest_universe(model, universe, [mae, mcrps], n_jobs=1, verbose=False, **OPTIONS)
+
+
+def check(table, alone):
+    np.testing.assert_allclose(table[["mae", "mcrps"]], alone[["mae", "mcrps"]], rtol=1e-4)
+    assert list(table["error"].isna()) == list(alone["error"].isna())
+
+
+def test_each_series_has_its_row_and_a_failing_one_its_reason(model, universe, alone, caplog):
+    assert list(alone.index) == list(universe)
+    assert alone.loc[["A", "B", "C"], ["mae", "mcrps"]].notna().all(axis=None)
+    assert alone.loc[["A", "B", "C"], "error"].isna().all()
+    assert alone.loc[["SHORT", "WITHOUT VOLUME"], ["mae", "mcrps"]].isna().all(axis=None)
+    assert alone.loc["SHORT", "error"].startswith("ValueError")
+    expected = model.backtest(
+        universe["B"], metric=mae, retrain=False, last_points_only=False, **OPTIONS
+    )
+    assert alone.loc["B", "mae"] == pytest.approx(float(expected))
+    backtest_universe(model, universe, mae, n_jobs=1, verbose=False, **OPTIONS)
+    assert "SHORT failed" in caplog.text
+
+
+def test_two_processes_find_the_same(model, universe, alone):
+    table = backtest_universe(model, universe, [mae, mcrps], n_jobs=2, verbose=False, **OPTIONS)
+    check(table, alone)
+
+
+def test_a_dask_cluster_finds_the_same(model, universe, alone):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        table = backtest_universe(
+            model, universe, [mae, mcrps], n_jobs=None, verbose=False, **OPTIONS
+        )
+    check(table, alone)
+
+
+def test_names_come_from_the_metadata_or_the_place(model):
+    named = candles(40).with_metadata({"symbol": "XYZ"})
+    table = backtest_universe(model, [named, candles(40)], mae, n_jobs=1, verbose=False, **OPTIONS)
+    assert list(table.index) == ["XYZ", "1"]
+
+
+def test_bad_input_is_refused(model):
+    with pytest.raises(ValueError, match="before it is fitted"):
+        backtest_universe(tiny_model(), [candles(40)], mae)
+    with pytest.raises(ValueError, match="no series"):
+        backtest_universe(model, {}, mae)
+    with pytest.raises(ValueError, match="metric"):
+        backtest_universe(model, [candles(40)], [])
+    twice = [candles(40).with_metadata({"symbol": "XYZ"})] * 2
+    with pytest.raises(ValueError, match="XYZ"):
+        backtest_universe(model, twice, mae)
