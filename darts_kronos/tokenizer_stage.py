@@ -9,13 +9,14 @@ import pytorch_lightning as pl
 import torch
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.module import KronosModule
 from darts_kronos.training import (
     EpochRandomness,
+    NameStage,
     OneCycle,
     StageLog,
     TrainingHistory,
@@ -96,6 +97,10 @@ class TokenizerStage(pl.LightningModule):
         """AdamW with a one-cycle schedule."""
         optimizer = torch.optim.AdamW(self.tokenizer.parameters(), **self.optimizer_kwargs)
         return self.one_cycle.configure(optimizer, self.trainer)
+
+
+class LastEpoch(ModelCheckpoint):
+    """Keeps the last epoch's checkpoint; of a class of its own beside a user's ModelCheckpoint."""
 
 
 class KeepBest(pl.Callback):
@@ -185,7 +190,6 @@ def train_tokenizer(
     inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
     params = {
         "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
-        "enable_checkpointing": False,
         "enable_model_summary": False,
         **inherited,
         **overrides,
@@ -193,14 +197,12 @@ def train_tokenizer(
     callbacks = params.pop("callbacks", None) or []
     callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     randomness, best = EpochRandomness(seed), KeepBest()
-    own: list[pl.Callback] = [TrainingHistory("tokenizer", history), randomness]
+    own = [TrainingHistory("tokenizer", history), randomness, NameStage("tokenizer")]
     if windows.val_dataset is not None:
         own.append(best)
     if checkpoints is not None:
-        params["enable_checkpointing"] = True
-        callbacks.append(
-            ModelCheckpoint(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True)
-        )
+        callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
+    params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
     module.tokenizer.requires_grad_(True)
     stage = TokenizerStage(module, optimizer_kwargs)
     trainer = init_trainer({**params, "callbacks": callbacks})

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
@@ -239,6 +240,28 @@ class TrainingHistory(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the rows of a checkpoint."""
         self.rows[:] = state_dict["rows"]
+
+
+class NameStage(pl.Callback):
+    """Lets Lightning's progress bar say which stage runs.
+
+    Parameters
+    ----------
+    stage
+        Name of the stage.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put it before the bar's own "Epoch", which the bar writes when an epoch begins."""
+        bar = trainer.progress_bar_callback
+        if batch_idx == 0 and isinstance(bar, TQDMProgressBar):
+            name = f"{self.stage.capitalize()}, epoch {trainer.current_epoch}"
+            bar.train_progress_bar.set_description(name)
 
 
 class CarryBack(pl.Callback):

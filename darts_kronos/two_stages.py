@@ -29,7 +29,7 @@ from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
 from darts_kronos.tokenizer_stage import train_tokenizer
-from darts_kronos.training import EpochRandomness, TrainingHistory, attached
+from darts_kronos.training import EpochRandomness, NameStage, TrainingHistory, attached
 
 logger = get_logger(__name__)
 
@@ -123,7 +123,11 @@ class TwoStageTorchModel(StampedTorchModel):
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
-        extra = TrainingHistory("predictor", self._history), EpochRandomness(seed + 1)
+        extra = (
+            TrainingHistory("predictor", self._history),
+            EpochRandomness(seed + 1),
+            NameStage("predictor"),
+        )
         try:
             with interruptible(), warnings.catch_warnings(), attached(trainer, *extra):
                 # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
