@@ -76,3 +76,16 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             trainer.strategy.connect(self.model)
             self.trainer = trainer
         super().save(path, clean=clean)
+
+    def to_onnx(self, path: str | None = None, **kwargs: Any) -> None:
+        """Refused: a forecast is a loop that draws tokens, no single pass through a network.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(
+            "`to_onnx` is not supported by KronosModel: a forecast draws tokens in a loop, which "
+            "is no graph. Use `save`."
+        )

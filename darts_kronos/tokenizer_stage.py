@@ -133,28 +133,13 @@ class KeepBest(pl.Callback):
         self.best, self.weights = state_dict["best"], state_dict["weights"]
 
 
-def train_tokenizer(
-    module: KronosModule,
-    datamodule: TorchDataModule,
-    *,
-    optimizer_kwargs: dict[str, Any],
-    batch_size: int,
-    trainer_params: dict[str, Any],
-    overrides: dict[str, Any],
-    init_trainer: Callable[[dict[str, Any]], pl.Trainer],
-    history: list[dict[str, Any]],
-    seed: int,
-    checkpoints: str | None = None,
-    ckpt_path: str | None = None,
-) -> int:
-    """Train a module's tokenizer on stage two's windows, under a Lightning trainer of its own.
-
-    Where there are validation windows, the tokenizer ends as it was after its best epoch.
+class TokenizerTraining:
+    """A module's tokenizer, stage two's windows, and a Lightning trainer of this stage's own.
 
     Parameters
     ----------
     module
-        Holds the tokenizer, which is trained in place and marked as fitted.
+        Holds the tokenizer.
     datamodule
         The windows of stage two.
     optimizer_kwargs
@@ -167,48 +152,76 @@ def train_tokenizer(
         Parameters that replace those.
     init_trainer
         Makes a trainer of parameters.
-    history
-        Takes a row of logged values for each epoch.
-    seed
-        Of what is random.
     checkpoints
         Folder that keeps a checkpoint of the last epoch, if any.
-    ckpt_path
-        A checkpoint of this stage to go on from.
 
-    Returns
-    -------
-    int
-        The seed; of the checkpoint, if there was one.
+    Attributes
+    ----------
+    stage, windows, trainer
+        What Lightning trains, on what, and how.
     """
-    windows = TorchDataModule(
-        train_dataset=datamodule.train_dataset,
-        val_dataset=datamodule.val_dataset,
-        batch_size=batch_size,
-        dataloader_kwargs=dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle),
-    )
-    inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
-    params = {
-        "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
-        "enable_model_summary": False,
-        **inherited,
-        **overrides,
-    }
-    callbacks = params.pop("callbacks", None) or []
-    callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-    randomness, best = EpochRandomness(seed), KeepBest()
-    own = [TrainingHistory("tokenizer", history), randomness, NameStage("tokenizer")]
-    if windows.val_dataset is not None:
-        own.append(best)
-    if checkpoints is not None:
-        callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
-    params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
-    module.tokenizer.requires_grad_(True)
-    stage = TokenizerStage(module, optimizer_kwargs)
-    trainer = init_trainer({**params, "callbacks": callbacks})
-    with attached(trainer, *own):
-        trainer.fit(stage, datamodule=windows, ckpt_path=ckpt_path)
-    best.put_back(stage)
-    module.tokenizer.eval()
-    module.tokenizer_fitted.fill_(True)
-    return randomness.seed
+
+    def __init__(
+        self,
+        module: KronosModule,
+        datamodule: TorchDataModule,
+        *,
+        optimizer_kwargs: dict[str, Any],
+        batch_size: int,
+        trainer_params: dict[str, Any],
+        overrides: dict[str, Any],
+        init_trainer: Callable[[dict[str, Any]], pl.Trainer],
+        checkpoints: str | None = None,
+    ):
+        self.module = module
+        self.windows = TorchDataModule(
+            train_dataset=datamodule.train_dataset,
+            val_dataset=datamodule.val_dataset,
+            batch_size=batch_size,
+            dataloader_kwargs=dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle),
+        )
+        inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
+        params = {
+            "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
+            "enable_model_summary": False,
+            **inherited,
+            **overrides,
+        }
+        callbacks = params.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        if checkpoints is not None:
+            callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
+        params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
+        self.module.tokenizer.requires_grad_(True)
+        self.stage = TokenizerStage(module, optimizer_kwargs)
+        self.trainer = init_trainer({**params, "callbacks": callbacks})
+
+    def fit(self, history: list[dict[str, Any]], seed: int, ckpt_path: str | None = None) -> int:
+        """Train the tokenizer in place and mark it as fitted.
+
+        Where there are validation windows, it ends as it was after its best epoch.
+
+        Parameters
+        ----------
+        history
+            Takes a row of logged values for each epoch.
+        seed
+            Of what is random.
+        ckpt_path
+            A checkpoint of this stage to go on from.
+
+        Returns
+        -------
+        int
+            The seed; of the checkpoint, if there was one.
+        """
+        randomness, best = EpochRandomness(seed), KeepBest()
+        own = [TrainingHistory("tokenizer", history), randomness, NameStage("tokenizer")]
+        if self.windows.val_dataset is not None:
+            own.append(best)
+        with attached(self.trainer, *own):
+            self.trainer.fit(self.stage, datamodule=self.windows, ckpt_path=ckpt_path)
+        best.put_back(self.stage)
+        self.module.tokenizer.eval()
+        self.module.tokenizer_fitted.fill_(True)
+        return randomness.seed

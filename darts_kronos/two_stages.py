@@ -22,16 +22,19 @@ from darts.models.forecasting.torch_forecasting_model import (
     load_ckpt_safely,
     load_wrapper_safely,
 )
+from darts.typing import TimeSeriesLike
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
-from darts_kronos.tokenizer_stage import train_tokenizer
+from darts_kronos.tokenizer_stage import TokenizerTraining
 from darts_kronos.training import EpochRandomness, NameStage, TrainingHistory, attached
 
 logger = get_logger(__name__)
+
+STAGES = ("tokenizer", "predictor")
 
 TOKENIZER_CHECKPOINTS = "checkpoints_tokenizer"
 """Folder of the tokenizer stage's checkpoints, beside Darts' ``checkpoints``."""
@@ -59,12 +62,18 @@ def interruptible() -> Iterator[None]:
 class TwoStageTorchModel(StampedTorchModel):
     """A Darts torch model whose ``fit`` trains a tokenizer, then a predictor."""
 
+    # Set by lr_find and scale_batch_size: the stage that they are about.
+    _tuned_stage: str | None = None
+
     # Set by fit: whether a fitted tokenizer is trained again.
     _retrain_tokenizer = False
 
     # What both stages logged, and the checkpoint that the next fit's tokenizer stage goes on from.
     _history: list[dict[str, Any]]
     _tokenizer_ckpt_path: str | None
+
+    # Darts sets it; the type checker cannot see it.
+    batch_size: int
 
     tokenizer_optimizer_kwargs: dict[str, Any]
     tokenizer_trainer_kwargs: dict[str, Any]
@@ -97,28 +106,7 @@ class TwoStageTorchModel(StampedTorchModel):
         seed = int(torch.randint(2**31, ()))
         if self._retrain_tokenizer or not model.tokenizer_fitted:
             logger.info("Stage 1 of 2: training the tokenizer.")
-            ckpt_path, self._tokenizer_ckpt_path = self._tokenizer_ckpt_path, None
-            with self._saying_what_is_left_of_stage_one():
-                seed = train_tokenizer(
-                    model,
-                    datamodule,
-                    optimizer_kwargs=self.tokenizer_optimizer_kwargs,
-                    batch_size=self._model_params["tokenizer_batch_size"],
-                    trainer_params=self.trainer_params,
-                    overrides={
-                        "max_epochs": tokenizer_epochs(
-                            self._model_params, len(datamodule.train_dataset)
-                        ),
-                        "enable_progress_bar": trainer.progress_bar_callback is not None,
-                        "logger": self._tokenizer_logger(),
-                        **self.tokenizer_trainer_kwargs,
-                    },
-                    init_trainer=self._init_trainer,
-                    history=self._history,
-                    seed=seed,
-                    checkpoints=self._tokenizer_checkpoints if self.save_checkpoints else None,
-                    ckpt_path=ckpt_path,
-                )
+            seed = self._train_tokenizer(model, datamodule, trainer, seed)
         model.tokenizer.requires_grad_(False)
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
@@ -140,6 +128,115 @@ class TwoStageTorchModel(StampedTorchModel):
                 "can forecast."
             )
             raise
+
+    def _tokenizer_training(
+        self,
+        model: KronosModule,
+        datamodule: TorchDataModule,
+        trainer: pl.Trainer,
+        with_checkpoints: bool = True,
+    ) -> TokenizerTraining:
+        """Stage one, ready to run, beside the trainer of stage two."""
+        kept = self.save_checkpoints and with_checkpoints
+        return TokenizerTraining(
+            model,
+            datamodule,
+            optimizer_kwargs=self.tokenizer_optimizer_kwargs,
+            batch_size=self._model_params["tokenizer_batch_size"],
+            trainer_params=self.trainer_params,
+            overrides={
+                "max_epochs": tokenizer_epochs(self._model_params, len(datamodule.train_dataset)),
+                "enable_progress_bar": trainer.progress_bar_callback is not None,
+                "logger": self._tokenizer_logger(),
+                **self.tokenizer_trainer_kwargs,
+            },
+            init_trainer=self._init_trainer,
+            checkpoints=self._tokenizer_checkpoints if kept else None,
+        )
+
+    def _train_tokenizer(
+        self, model: KronosModule, datamodule: TorchDataModule, trainer: pl.Trainer, seed: int
+    ) -> int:
+        ckpt_path, self._tokenizer_ckpt_path = self._tokenizer_ckpt_path, None
+        with self._saying_what_is_left_of_stage_one():
+            training = self._tokenizer_training(model, datamodule, trainer)
+            return training.fit(self._history, seed, ckpt_path)
+
+    def lr_find(
+        self, series: TimeSeriesLike, *args: Any, stage: str = "predictor", **kwargs: Any
+    ) -> Any:
+        """Search a learning rate for one of the stages; see Darts' ``lr_find``.
+
+        For the predictor stage of a model that was not fitted, the tokenizer is trained first.
+
+        Parameters
+        ----------
+        series, *args, **kwargs
+            See Darts' method of this name.
+        stage
+            "predictor" or "tokenizer".
+
+        Returns
+        -------
+        object
+            Lightning's ``_LRFinder``: ``suggestion()`` is a rate, ``plot()`` draws the curve.
+        """
+        with self._tuned(stage):
+            return super().lr_find(series, *args, **kwargs)
+
+    def scale_batch_size(
+        self, series: TimeSeriesLike, *args: Any, stage: str = "predictor", **kwargs: Any
+    ) -> int:
+        """Search the largest batch for one of the stages, or for forecasts; see Darts' method.
+
+        Parameters
+        ----------
+        series, *args, **kwargs
+            See Darts' method of this name. With ``update_model=True``, the default, the model
+            takes the number as `batch_size` or, in the tokenizer stage, `tokenizer_batch_size`.
+        stage
+            "predictor" or "tokenizer".
+
+        Returns
+        -------
+        int
+            Windows in a batch.
+        """
+        update, before = kwargs.get("update_model", True), self.batch_size
+        with self._tuned(stage):
+            found = int(super().scale_batch_size(series, *args, **kwargs))
+        if stage == "tokenizer" and update:
+            self.batch_size = self._model_params["batch_size"] = before
+            self._model_params["tokenizer_batch_size"] = found
+        return found
+
+    @contextmanager
+    def _tuned(self, stage: str) -> Iterator[None]:
+        """Let Darts' tuners work on a stage: what they set up to train is that stage's."""
+        if stage not in STAGES:
+            raise ValueError(f"`stage` must be one of {', '.join(STAGES)}, got {stage!r}.")
+        self._tuned_stage = stage
+        try:
+            yield
+        finally:
+            self._tuned_stage = None
+
+    def _setup_for_train(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        params: dict[str, Any] = super()._setup_for_train(*args, **kwargs)
+        model, windows, trainer = (params[name] for name in ("model", "datamodule", "trainer"))
+        if self._tuned_stage == "tokenizer":
+            training = self._tokenizer_training(model, windows, trainer, with_checkpoints=False)
+            params |= {
+                "model": training.stage,
+                "datamodule": training.windows,
+                "trainer": training.trainer,
+            }
+        elif self._tuned_stage == "predictor":
+            if not model.tokenizer_fitted:
+                training = self._tokenizer_training(model, windows, trainer, with_checkpoints=False)
+                training.fit([], int(torch.randint(2**31, ())))
+            model.tokenizer.requires_grad_(False)
+        return params
 
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:
         """TensorBoard for stage one beside stage two's, if the user asked for it."""

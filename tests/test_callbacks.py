@@ -95,3 +95,39 @@ def test_the_progress_bar_says_which_stage_runs(capfd):
     printed = "".join(capfd.readouterr())
     assert "Predictor, epoch 1" in printed
     assert "Tokenizer, epoch 3" in printed
+
+
+class TestTuners:
+    @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+    @pytest.mark.parametrize("fitted", [False, True])
+    def test_a_learning_rate_is_found_for_either_stage(self, tmp_path, monkeypatch, stage, fitted):
+        monkeypatch.chdir(tmp_path)
+        model = tiny_model(batch_size=8, n_epochs=4, n_epochs_tokenizer=6)
+        if fitted:
+            model.fit(candles(60))
+        found = model.lr_find(candles(80), stage=stage, num_training=20, min_lr=1e-5, max_lr=0.5)
+        assert len(found.results["lr"]) > 10
+        assert found.results["lr"][0] < found.results["lr"][-1]
+        # It searches: the model trains afterwards as if nothing had been searched.
+        model.fit(candles(60))
+        assert model.predict(2, num_samples=2).n_samples == 2
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+    def test_a_batch_size_is_found_for_either_stage(self, tmp_path, monkeypatch, stage):
+        monkeypatch.chdir(tmp_path)
+        model = tiny_model(batch_size=8, tokenizer_batch_size=4)
+        found = model.scale_batch_size(candles(80), stage=stage, max_trials=2, steps_per_trial=1)
+        assert found >= 2
+        sizes = model.batch_size, model.model_params["tokenizer_batch_size"]
+        assert sizes == ((8, found) if stage == "tokenizer" else (found, 4))
+
+    def test_an_unknown_stage_is_refused(self):
+        with pytest.raises(ValueError, match="tokenizer, predictor"):
+            tiny_model().lr_find(candles(80), stage="first")
+        with pytest.raises(ValueError, match="tokenizer, predictor"):
+            tiny_model().scale_batch_size(candles(80), stage="")
+
+
+def test_onnx_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="to_onnx"):
+        tiny_model().fit(candles(60)).to_onnx(str(tmp_path / "model.onnx"))
