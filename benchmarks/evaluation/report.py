@@ -22,7 +22,11 @@ WALKS = ("random walk", "EWMA walk")
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
+RIVALS = ("LSTM", "TFT")
+"""The models that Kronos is compared with by name."""
+
+
+def write(results: Results, out: Path, overlap: int) -> None:
     """Write report.md, report.json and three pictures to `out`, and print the tables.
 
     Parameters
@@ -33,8 +37,6 @@ def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
         Folder to write to.
     overlap
         Neighbouring forecasts that share bars, themselves included.
-    seconds
-        How long the results took to compute.
     """
     rows = _by_series(results, overlap)
     frame = pd.DataFrame(rows)
@@ -44,10 +46,20 @@ def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python "
         f"{platform.python_version()}, torch {torch.__version__}"
     )
+    seconds = sum(
+        one["fit_seconds"] + one["forecast_seconds"]
+        for models in results.values()
+        for found in models.values()
+        for one in found
+    )
     text = [
-        f"Computed in {seconds / 60:.0f} minutes on {machine}.",
+        f"Fits and forecasts of the test part took {seconds / 60:.0f} minutes on {machine}; "
+        "pretraining, where there is one, is counted in each fit, tuning is not counted.",
         "## Mean over the series",
         summary.to_markdown(floatfmt=".3f"),
+        "## Coverage by step: the least and the most of the steps, all windows of all series",
+        _steps(results).to_markdown(floatfmt=".3f"),
+        *_rivals(frame),
         "## By series",
         frame[["series", "model", *_SHOWN]].to_markdown(floatfmt=".3f", index=False),
         "## Fit and forecast",
@@ -65,7 +77,7 @@ def write(results: Results, out: Path, overlap: int, seconds: float) -> None:
             indent=1,
         )
     )
-    print("\n\n".join(text[:3]))
+    print("\n\n".join(text[:-4]))
     _reliability(results).savefig(out / "reliability.png", dpi=110)
     _coverage_by_step(results).savefig(out / "coverage_by_step.png", dpi=110)
     _skill(frame).savefig(out / "crps_skill.png", dpi=110)
@@ -121,7 +133,7 @@ def _by_series(results: Results, overlap: int) -> list[dict[str, Any]]:
                         "DM p (walk)": _one_sided(losses[name], losses[walk], overlap),
                         **{
                             f"DM p ({other})": _one_sided(losses[name], losses[other], overlap)
-                            for other in ("LSTM", "TFT")
+                            for other in RIVALS
                             if other in losses
                         },
                         "in MCS": name in included,
@@ -203,6 +215,31 @@ def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     counts = ["better than bands (p < .05)", "in MCS", "series"]
     summary[counts] = summary[counts].astype(int).astype(str)
     return summary
+
+
+def _steps(results: Results) -> pd.DataFrame:
+    """Coverage at the step where it is least, and where it is most."""
+    columns = {}
+    for level in LEVELS:
+        for name, inside in _pooled(results, f"{level:.0%}").items():
+            columns.setdefault(name, {})[f"least {level:.0%}"] = inside.min()
+            columns[name][f"most {level:.0%}"] = inside.max()
+    return pd.DataFrame(columns).T
+
+
+def _rivals(frame: pd.DataFrame) -> list[str]:
+    """Kronos' CRPS over the better of its rivals', with Diebold-Mariano tests, by series."""
+    ours = frame[frame["model"] == "Kronos"].set_index("series")
+    theirs = frame[frame["model"].isin(RIVALS)].groupby("series")["CRPS ratio"].min()
+    if ours.empty or theirs.empty:
+        return []
+    tests = [f"DM p ({name})" for name in RIVALS if f"DM p ({name})" in ours]
+    table = ours.loc[theirs.index, tests]
+    table.insert(0, "CRPS over the better", ours["CRPS ratio"] / theirs)
+    table.loc["mean"] = table.mean()
+    table.loc["mean", tests] = np.nan
+    title = f"## Kronos over the better of {' and '.join(RIVALS)}"
+    return [title, table.to_markdown(floatfmt=".3f")]
 
 
 def _costs(results: Results) -> pd.DataFrame:
