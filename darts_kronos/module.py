@@ -141,7 +141,9 @@ class KronosModule(PLForecastingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read what belongs to Darts and to the schedule."""
         super().on_load_checkpoint(checkpoint)
-        self.one_cycle.resume(checkpoint)
+        # Weights may be read without a run to go on with.
+        if self._trainer is not None:
+            self.one_cycle.resume(checkpoint)
 
     @property
     def supports_probabilistic_prediction(self) -> bool:
