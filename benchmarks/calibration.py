@@ -24,6 +24,7 @@ from darts.models import ConformalNaiveModel, ConformalQRModel
 from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import CONFIGS, Candidate, Fitted
+from evaluation.measures import CLOSE, interval
 from evaluation.store import RESULTS, Store
 
 from darts_kronos import KronosModel
@@ -34,25 +35,19 @@ INTERVALS = {50: (1, 3), 90: (0, 4)}
 """Coverage in percent, and the places in ``QUANTILES`` of the interval's ends."""
 
 
-def winkler(low: np.ndarray, high: np.ndarray, actual: np.ndarray, level: float) -> np.ndarray:
-    """Winkler score of intervals at a level: width, and what misses it costs."""
-    outside = np.maximum(low - actual, 0.0) + np.maximum(actual - high, 0.0)
-    return high - low + 2 / (1 - level) * outside
-
-
 def measure(quantiles: np.ndarray, series: TimeSeries) -> dict[str, float]:
     """Coverage and Winkler score of quantiles (W, n, 5) of the close of a test series."""
     contexts, futures = windows(series[PRICES], STRIDE)
-    last, actual = contexts[:, -1:, 3], futures[:, :, 3]
+    last, actual = contexts[:, -1:, CLOSE], futures[:, :, CLOSE]
     row = {}
     for percent, (low, high) in INTERVALS.items():
         ends = quantiles[..., low], quantiles[..., high]
-        inside = (actual >= ends[0]) & (actual <= ends[1])
+        inside, winkler = interval(*ends, actual, percent / 100)
         by_step = inside.mean(axis=0)
         row[f"coverage {percent}"] = inside.mean()
         row[f"least of a step {percent}"] = by_step.min()
         row[f"most of a step {percent}"] = by_step.max()
-        row[f"Winkler {percent}"] = (winkler(*ends, actual, percent / 100) / last).mean()
+        row[f"Winkler {percent}"] = (winkler / last).mean()
     return row
 
 
@@ -89,7 +84,7 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
         paths = fitted.paths(pool.test, STRIDE)
         scores = score_all(paths, pool, "test", STRIDE)
         for symbol, found, series in zip(pool.symbols, paths, pool.test, strict=True):
-            quantiles = np.moveaxis(np.quantile(found[:, :, 3], QUANTILES, axis=-1), 0, -1)
+            quantiles = np.moveaxis(np.quantile(found[:, :, CLOSE], QUANTILES, axis=-1), 0, -1)
             add(way, symbol, measure(quantiles, series), scores[symbol].crps.mean())
 
     add_sampled("as trained")
@@ -104,11 +99,7 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
         for symbol, val, test in zip(pool.symbols, pool.val, pool.test, strict=True):
             add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
     model.calibrate(pool.val, verbose=False)
-    chosen = model.sampling
     add_sampled("calibrated")
-    for row in rows:
-        row["temperature"] = chosen["temperature"]
-        row["top_p"] = chosen["top_p"]
     return rows
 
 
@@ -127,7 +118,7 @@ def main() -> None:
             found = store.get(name, seed)
             rows += store.put(evaluate(load(name), seed), name, seed) if found is None else found
             print(f"  {name}, seed {seed}: done", flush=True)
-    frame = pd.DataFrame(rows).drop(columns=["seed", "temperature", "top_p"])
+    frame = pd.DataFrame(rows).drop(columns="seed")
     reference = frame[frame["way"] == "as trained"].groupby("series").mean(numeric_only=True)
     for name in ("Winkler 50", "Winkler 90", "CRPS"):
         frame[name] = frame[name] / frame["series"].map(reference[name])

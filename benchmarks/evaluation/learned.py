@@ -268,8 +268,8 @@ def _light_gbm(
     return model.fit(train)
 
 
-def _pretrained(config: dict[str, Any], seed: int) -> tuple[KronosModel, float]:
-    """A Kronos that has seen simulated candles, the same for all pools, and what that took."""
+def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
+    """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     store = Store(RESULTS / "pretrained")
     own = {name: value for name, value in config.items() if name != "pretrained"}
     key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
@@ -279,7 +279,7 @@ def _pretrained(config: dict[str, Any], seed: int) -> tuple[KronosModel, float]:
         model = pretrain(_new_kronos(own, seed), seed=seed, verbose=False)
         model.save(str(path))
         store.put(time.perf_counter() - started, *key)
-    return KronosModel.load(str(path)), store.get(*key)
+    return str(path), store.get(*key)
 
 
 def _new_kronos(config: dict[str, Any], seed: int) -> KronosModel:
@@ -304,7 +304,7 @@ def _kronos(
     most_epochs: int,
 ) -> KronosModel:
     if candidate.config.get("pretrained"):
-        model, _ = _pretrained(candidate.config, seed)
+        model = KronosModel.load(_pretrained(candidate.config, seed)[0])
     else:
         model = _new_kronos(candidate.config, seed)
     return model.fit(train, val_series=val)

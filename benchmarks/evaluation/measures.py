@@ -62,6 +62,14 @@ def crps(samples: np.ndarray, actual: np.ndarray) -> np.ndarray:
     return np.abs(ordered - actual[..., None]).mean(axis=-1) - (ordered * weights).sum(axis=-1)
 
 
+def interval(
+    low: np.ndarray, high: np.ndarray, actual: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether values lie in intervals of a level, and the intervals' Winkler scores."""
+    outside = np.maximum(low - actual, 0) + np.maximum(actual - high, 0)
+    return outside == 0, high - low + 2 / (1 - level) * outside
+
+
 def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Scores:
     """Scores of forecasts.
 
@@ -80,10 +88,8 @@ def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Score
     median = np.median(close, axis=-1)
     inside, winkler = {}, {}
     for level in LEVELS:
-        low, high = np.quantile(close, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-        below, above = np.maximum(low - actual, 0), np.maximum(actual - high, 0)
-        inside[f"{level:.0%}"] = (below == 0) & (above == 0)
-        winkler[f"{level:.0%}"] = high - low + 2 / (1 - level) * (below + above)
+        ends = np.quantile(close, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        inside[f"{level:.0%}"], winkler[f"{level:.0%}"] = interval(*ends, actual, level)
     log_paths = np.log(np.maximum(close, 1e-6))
     first = np.zeros_like(log_paths[:, :1])
     steps = np.diff(log_paths, axis=1, prepend=first)
