@@ -257,7 +257,7 @@ class NameStage(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put it before the bar's own "Epoch", which the bar writes when an epoch begins."""
+        """Write it over the bar's own "Epoch", which the bar sets when an epoch begins."""
         bar = trainer.progress_bar_callback
         if batch_idx == 0 and isinstance(bar, TQDMProgressBar):
             name = f"{self.stage.capitalize()}, epoch {trainer.current_epoch}"
