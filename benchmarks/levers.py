@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,35 @@ from evaluation.report import WALKS
 from evaluation.store import RESULTS, Store
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
     "nothing varied": dict.fromkeys(
         ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
     ),
     "mirrored": {"price_jitter": 0.0, "volume_jitter": 0.0, "date_shift": 0.0},
-    "default": {},
+    "no volume dropout": {"volume_dropout": 0.0},
+    "no stamps": {"stamps": False},
+    "6 + 6 bits": {"s1_bits": 6, "s2_bits": 6},
+    "8 + 8 bits": {"s1_bits": 8, "s2_bits": 8},
+    "dropout 0": {"ffn_dropout": 0.0, "resid_dropout": 0.0, "token_dropout": 0.0},
+    "dropout .3": {"ffn_dropout": 0.3, "resid_dropout": 0.3, "token_dropout": 0.2},
+    "weight decay .01": {
+        "optimizer_kwargs": {"weight_decay": 0.01},
+        "tokenizer_optimizer_kwargs": {"weight_decay": 0.01},
+    },
+    "predictor rate / 2": {"optimizer_kwargs": {"lr": 1.5e-3}},
+    "tokenizer rate / 2": {"tokenizer_optimizer_kwargs": {"lr": 1.5e-3}},
+    "2 predictor epochs": {"n_epochs": 2},
+    "8 predictor epochs": {"n_epochs": 8},
+    "8 tokenizer epochs": {"n_epochs_tokenizer": 8},
+    "predictor batch 16": {"batch_size": 16},
+    "context 48": {"input_chunk_length": 48},
+    "2 layers of 64": {"d_model": 64, "n_layers": 2, "ff_dim": 128},
+    "5 layers of 160": {"d_model": 160, "n_layers": 5, "ff_dim": 320},
     "pretrained": {"pretrained": True},
     "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
+"""What each changes of the default; `stamps` hides the calendar, `pretrained` starts from simulated
+candles."""
 
 TEMPERATURES = (1.0, 1.15)
 
@@ -51,11 +73,17 @@ def walks(pool: Pool) -> dict[str, float]:
 
 def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Measures of a variant on each validation series, at each temperature."""
-    fitted = Fitted(Candidate("Kronos", "own", config), pool, seed)
+    own = dict(config)
+    if not own.pop("stamps", True):
+        parts = ([series.with_metadata(None) for series in part] for part in (pool.train, pool.val))
+        seen = replace(pool, train=next(parts), val=next(parts))
+    else:
+        seen = pool
+    fitted = Fitted(Candidate("Kronos", "own", own), seen, seed)
     reference, rows = walks(pool), []
     for temperature in TEMPERATURES:
         fitted.model.set_sampling(temperature=temperature)
-        for symbol, one in score_all(fitted.paths(pool.val, STRIDE), pool, "val", STRIDE).items():
+        for symbol, one in score_all(fitted.paths(seen.val, STRIDE), pool, "val", STRIDE).items():
             rows.append(
                 {
                     "series": symbol,

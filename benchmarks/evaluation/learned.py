@@ -284,15 +284,17 @@ def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
 
 def _new_kronos(config: dict[str, Any], seed: int) -> KronosModel:
     return KronosModel(
-        input_chunk_length=CONTEXT,
-        output_chunk_length=HORIZON,
-        random_state=seed,
-        pl_trainer_kwargs={
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-        **config,
+        **{
+            "input_chunk_length": CONTEXT,
+            "output_chunk_length": HORIZON,
+            "random_state": seed,
+            "pl_trainer_kwargs": {
+                "accelerator": "cpu",
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            },
+            **config,
+        }
     )
 
 
