@@ -25,7 +25,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     @property
     def extreme_lags(self) -> tuple[int | None, ...]:
         """Bars that a forecast needs: context and horizon, and no covariates."""
-        first, last = -self.input_chunk_length, self.output_chunk_length - 1
+        first, last = -self.min_input_chunk_length, self.output_chunk_length - 1
         return first, last, None, None, None, None, 0
 
     @property

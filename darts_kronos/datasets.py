@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from darts import TimeSeries
@@ -29,8 +30,10 @@ class WindowRules:
     ----------
     components
         Names of the components, in the networks' order.
-    input_chunk_length, output_chunk_length
-        Bars of context and of horizon.
+    input_chunk_length
+        Bars of context, at least and at most.
+    output_chunk_length
+        Bars of horizon.
     with_stamps
         Whether the windows carry calendar stamps.
     positive_prices
@@ -38,7 +41,7 @@ class WindowRules:
     """
 
     components: Sequence[str]
-    input_chunk_length: int
+    input_chunk_length: tuple[int, int]
     output_chunk_length: int
     with_stamps: bool
     positive_prices: bool
@@ -82,13 +85,13 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
         components in the networks' order.
     rules
         What the series must be.
-    stride, max_samples_per_ts
+    stride, max_samples_per_ts, sample_weight
         See Darts' ``SequentialTorchTrainingDataset``.
 
     Raises
     ------
     ValueError
-        If a series breaks the rules.
+        If a series breaks the rules, or weights are missing, negative or not finite.
     """
 
     def __init__(
@@ -98,9 +101,10 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
         *,
         stride: int = 1,
         max_samples_per_ts: int | None = None,
+        sample_weight: Sequence[TimeSeries] | str | None = None,
     ):
         ordered = []
-        length = rules.input_chunk_length + rules.output_chunk_length
+        length = rules.input_chunk_length[0] + rules.output_chunk_length
         for i, one in enumerate(series):
             order = rules.check(i, one, length, "train on", slice(None))
             in_order = order == sorted(order)
@@ -113,7 +117,22 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
             stride=stride,
             max_samples_per_ts=max_samples_per_ts,
             use_static_covariates=False,
+            sample_weight=sample_weight,
         )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        for i, weights in enumerate(self.sample_weight or ()):
+            values = weights.values(copy=False)
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(
+                    f"`sample_weight` {i} must hold finite numbers >= 0; its least is "
+                    f"{values.min()}."
+                )
+            # Darts looks for weights when a window is cut: let it look at the last and the first.
+            windows = ceil((len(self.series[i]) - self.size_of_both_chunks + 1) / self.stride)
+            for window in (0, min(windows, self.max_samples_per_ts) - 1):
+                self[i * self.max_samples_per_ts + window]
 
 
 class KronosInferenceDataset(SequentialTorchInferenceDataset):
@@ -148,46 +167,48 @@ class KronosInferenceDataset(SequentialTorchInferenceDataset):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ):
-        context = rules.input_chunk_length
+        least, most = rules.input_chunk_length
         for i, one in enumerate(series):
             # With bounds, forecasts start at `first` to `last`; each needs a context before it.
             first, last = (len(one), len(one)) if bounds is None else bounds[i]
-            used = slice(max(0, int(first) - context), int(last))
-            rules.check(i, one, context, "forecast from", used)
+            used = slice(max(0, int(first) - most), int(last))
+            rules.check(i, one, least, "forecast from", used)
         super().__init__(
             series=series,
             future_covariates=rules.stamps(series, max(n, rules.output_chunk_length)),
             n=n,
             stride=stride,
             bounds=bounds,
-            input_chunk_length=context,
+            input_chunk_length=rules.input_chunk_length,
             output_chunk_length=rules.output_chunk_length,
             use_static_covariates=False,
         )
 
 
 def sequential_training_dataset(
-    dataset: TorchTrainingDataset, input_chunk_length: int, output_chunk_length: int
+    dataset: TorchTrainingDataset,
+    input_chunk_length: tuple[int, int],
+    output_chunk_length: int,
 ) -> SequentialTorchTrainingDataset:
     """`dataset`, if it holds series that windows of ours can be made of.
 
     Raises
     ------
     ValueError
-        If it is of another kind, has other chunk lengths, or holds covariates or weights.
+        If it is of another kind, has other chunk lengths, or holds covariates.
     """
     if (
         not isinstance(dataset, SequentialTorchTrainingDataset)
         or dataset.uses_past_covariates
         or dataset.uses_future_covariates
-        or dataset.sample_weight is not None
-        or (dataset.input_chunk_length, dataset.output_chunk_length, dataset.shift)
-        != (input_chunk_length, output_chunk_length, input_chunk_length)
+        or (dataset.min_input_chunk_length, dataset.input_chunk_length) != input_chunk_length
+        or (dataset.output_chunk_length, dataset.shift)
+        != (output_chunk_length, input_chunk_length[1])
     ):
         raise ValueError(
             "KronosModel needs the names and timestamps of the series behind a dataset: pass a "
-            "SequentialTorchTrainingDataset without covariates, weights and shift, with "
-            f"input_chunk_length={input_chunk_length} and "
+            "SequentialTorchTrainingDataset without covariates and shift, with "
+            f"input_chunk_length={chunk_length(input_chunk_length)} and "
             f"output_chunk_length={output_chunk_length}, or call `fit` with the series; got "
             f"{type(dataset).__name__}."
         )
@@ -215,6 +236,11 @@ def sequential_inference_dataset(dataset: TorchInferenceDataset) -> SequentialTo
     return dataset
 
 
+def chunk_length(bounds: tuple[int, int]) -> int | tuple[int, int]:
+    """Bars of context as Darts takes them: a number, where least and most are the same."""
+    return bounds[0] if bounds[0] == bounds[1] else bounds
+
+
 def learn_series(
     series: Sequence[TimeSeries], representation: str | None, input_chunk_length: int
 ) -> tuple[list[str], str, bool]:
@@ -227,7 +253,7 @@ def learn_series(
     representation
         How the tokenizer is to see bars; None leaves it to the series.
     input_chunk_length
-        Bars of context.
+        Bars of context, at least.
 
     Returns
     -------

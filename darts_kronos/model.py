@@ -38,6 +38,7 @@ from darts_kronos.parameters import (
     TRAINING_ONLY,
     check_parameters,
     check_sampling,
+    context_bounds,
     networks,
     predictor_epochs,
     with_defaults,
@@ -64,7 +65,8 @@ class KronosModel(TwoStageTorchModel):
     Parameters
     ----------
     input_chunk_length
-        Bars of context that a forecast starts from.
+        Bars of context that a forecast starts from; ``(least, most)`` lets a series that is
+        shorter than `most` be trained on and forecast from too.
     output_chunk_length
         Bars of horizon in a training window. A forecast may have more: all its bars are written
         in one go.
@@ -162,7 +164,7 @@ class KronosModel(TwoStageTorchModel):
 
     def __init__(
         self,
-        input_chunk_length: int,
+        input_chunk_length: int | tuple[int, int],
         output_chunk_length: int,
         output_chunk_shift: int = 0,
         size: str | None = None,
@@ -208,8 +210,10 @@ class KronosModel(TwoStageTorchModel):
     ):
         check_parameters(self.model_params)
         params = with_defaults(self.model_params)
-        super().__init__(**self._extract_torch_model_params(**params))
-        self.pl_module_params = self._extract_pl_module_params(**params)
+        self._context_bounds = context_bounds(input_chunk_length)
+        at_most = {**params, "input_chunk_length": self._context_bounds[1]}
+        super().__init__(**self._extract_torch_model_params(**at_most))
+        self.pl_module_params = self._extract_pl_module_params(**at_most)
 
         self.tokenizer_optimizer_kwargs = params["tokenizer_optimizer_kwargs"]
         self.tokenizer_trainer_kwargs = params["tokenizer_trainer_kwargs"]
@@ -266,7 +270,9 @@ class KronosModel(TwoStageTorchModel):
         past_covariates, future_covariates, val_past_covariates, val_future_covariates
             Must be None: covariates are not supported.
         sample_weight, val_sample_weight
-            Must be None: weights are not supported.
+            What bars count in the losses of both stages; see Darts. A token stands for a whole
+            bar: weights of several components are averaged. Bars of a window's context count as
+            its horizon does in the mean; those of weight 0 are left out.
         verbose, max_samples_per_ts, dataloader_kwargs, stride, load_best
             See Darts' ``TorchForecastingModel.fit``.
 
@@ -326,7 +332,7 @@ class KronosModel(TwoStageTorchModel):
         Raises
         ------
         ValueError
-            If a dataset is of another kind, or holds covariates or weights.
+            If a dataset is of another kind, or holds covariates.
         """
         windows = self._own_train_dataset(train_dataset)
         if epochs <= 0:
@@ -346,21 +352,19 @@ class KronosModel(TwoStageTorchModel):
         if isinstance(dataset, KronosTrainingDataset):
             return dataset
         checked = sequential_training_dataset(
-            dataset, self.input_chunk_length, self.output_chunk_length
+            dataset, self._context_bounds, self.output_chunk_length
         )
         self._learn_series(checked.series)
         return self._build_train_dataset(
             series=checked.series,
             past_covariates=None,
             future_covariates=None,
-            sample_weight=None,
+            sample_weight=checked.sample_weight,
             max_samples_per_ts=checked.max_samples_per_ts,
             stride=checked.stride,
         )
 
     def _setup_for_fit_from_dataset(self, series: TimeSeriesLike, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("sample_weight") is not None or kwargs.get("val_sample_weight") is not None:
-            raise ValueError("`sample_weight` is not supported by KronosModel: pass None.")
         self._learn_series(series2seq(series))
         return super()._setup_for_fit_from_dataset(series, *args, **kwargs)
 
@@ -368,7 +372,7 @@ class KronosModel(TwoStageTorchModel):
         """Let the first training series tell components, representation and use of stamps."""
         if self.model is None:
             self._components, self._representation, self._uses_stamps = learn_series(
-                series, self._model_params["representation"], self.input_chunk_length
+                series, self._model_params["representation"], self.min_input_chunk_length
             )
 
     @property
@@ -377,7 +381,7 @@ class KronosModel(TwoStageTorchModel):
         assert self._uses_stamps is not None
         return WindowRules(
             components=self._components,
-            input_chunk_length=self.input_chunk_length,
+            input_chunk_length=self._context_bounds,
             output_chunk_length=self.output_chunk_length,
             with_stamps=self._uses_stamps,
             positive_prices=self._representation == "returns",
@@ -393,7 +397,11 @@ class KronosModel(TwoStageTorchModel):
         stride: int = 1,
     ) -> KronosTrainingDataset:
         return KronosTrainingDataset(
-            series, self._window_rules, stride=stride, max_samples_per_ts=max_samples_per_ts
+            series,
+            self._window_rules,
+            stride=stride,
+            max_samples_per_ts=max_samples_per_ts,
+            sample_weight=sample_weight,
         )
 
     def _init_model(self, trainer: pl.Trainer | None = None) -> KronosModule:
@@ -426,6 +434,7 @@ class KronosModel(TwoStageTorchModel):
             representation=self._representation,
             clip=self._model_params["clip"],
             max_context=self._model_params["max_context"] or chunks,
+            variable_context=self.min_input_chunk_length < self.input_chunk_length,
             augmentation={name: self._model_params[name] for name in AUGMENTATION},
             sampling=self.sampling,
             **(self.pl_module_params or {}),
@@ -491,6 +500,11 @@ class KronosModel(TwoStageTorchModel):
         return super()._setup_for_predict(n=n, dataset=dataset, **kwargs)
 
     # --- what is known, saving and loading ----------------------------------------------------
+
+    @property
+    def min_input_chunk_length(self) -> int:
+        """Bars of context that a forecast needs at least."""
+        return self._context_bounds[0]
 
     @property
     def representation(self) -> str | None:

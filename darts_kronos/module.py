@@ -18,6 +18,7 @@ from darts.utils.data.torch_datasets.utils import (
     TorchTrainingBatch,
 )
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.components import positions
@@ -26,7 +27,8 @@ from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
-from darts_kronos.training import OneCycle, StageLog, normalised_windows
+from darts_kronos.training import OneCycle, StageLog
+from darts_kronos.windows import missing_bars, stamps_of, training_windows
 
 POINT_FORECASTS = ("mean", "median", "sample")
 
@@ -46,6 +48,8 @@ class KronosModule(PLForecastingModule):
         Bound on the absolute normalised values.
     max_context
         Bars that the predictor sees at most.
+    variable_context
+        Whether contexts may be shorter than `input_chunk_length`, and begin with bars of NaN.
     augmentation
         How training windows are varied: the values of an
         :class:`~darts_kronos.augmentation.Augmentation`.
@@ -63,6 +67,7 @@ class KronosModule(PLForecastingModule):
         representation: str,
         clip: float,
         max_context: int,
+        variable_context: bool,
         augmentation: dict[str, float],
         sampling: dict[str, Any],
         **kwargs: Any,
@@ -72,6 +77,7 @@ class KronosModule(PLForecastingModule):
         self.predictor = KronosPredictor(PredictorConfig(**predictor_config))
         self.representation = representation_named(representation, components, clip)
         self.max_context = max_context
+        self.variable_context = variable_context
         self.augmentation = Augmentation(**augmentation)
         self.stage_log = StageLog(self.predictor.config.s1_bits, self.predictor.config.s2_bits)
         self.one_cycle = OneCycle()
@@ -119,17 +125,23 @@ class KronosModule(PLForecastingModule):
         return self._step(val_batch, "val", Augmentation())
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
+        windows = training_windows(batch, self.representation, augmentation, self.variable_context)
         with torch.no_grad():
-            s1, s2 = self.tokenizer.encode(
-                normalised_windows(self.representation, batch, augmentation)
-            )
-        stamps = augmentation.stamps(_stamps(batch))
+            s1, s2 = self.tokenizer.encode(windows.bars)
         # As in generation, the tokenizer sees the whole window, the predictor `max_context` bars.
-        s1, s2 = s1[:, -self.max_context :], s2[:, -self.max_context :]
-        stamps = None if stamps is None else stamps[:, -self.max_context :]
-        parts = self.predictor.loss(s1, s2, stamps)
-        self.stage_log.write(self, role, parts._asdict(), s1, s2)
+        (s1, s2), seen = windows.last(self.max_context, s1, s2)
+        parts = self.predictor.loss(s1, s2, seen.stamps, seen.weights)
+        used = seen.counted(s1), seen.counted(s2)
+        self.stage_log.write(self, role, parts._asdict(), *used, len(s1))
+        metrics = self.train_metrics if role == "train" else self.val_metrics
+        if len(metrics):
+            self._update_with_next_bars(batch, metrics)
         return parts.loss
+
+    def _update_with_next_bars(self, batch: TorchTrainingBatch, metrics: MetricCollection) -> None:
+        """Compare the most probable bars after the contexts with those that came."""
+        found = self._paths(batch.past_target, stamps_of(batch), 1, 1, Sampling(top_k=1))[0, :, 0]
+        metrics.update(found.to(batch.future_target.dtype), batch.future_target[:, 0].contiguous())
 
     def configure_optimizers(self) -> Any:
         """Darts' optimizer; a one-cycle schedule unless the user gave one."""
@@ -153,7 +165,7 @@ class KronosModule(PLForecastingModule):
     @io_processor
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
         """One sample path of ``output_chunk_length`` bars, (B, n, C, 1), in the input's units."""
-        paths = self._paths(x_in.past_target, _stamps(x_in), self.output_chunk_length or 1, 1)
+        paths = self._paths(x_in.past_target, stamps_of(x_in), self.output_chunk_length or 1, 1)
         return PLModuleOutput(prediction=paths[0].unsqueeze(-1))
 
     def predict_step(
@@ -180,7 +192,7 @@ class KronosModule(PLForecastingModule):
         as_quantiles = bool(self.predict_likelihood_parameters)
         point = as_quantiles or (num_samples == 1 and self.point_forecast != "sample")
         paths = self._paths(
-            context, _stamps(batch), n, self.num_point_samples if point else num_samples
+            context, stamps_of(batch), n, self.num_point_samples if point else num_samples
         )
         back = order.argsort(dim=-1)[None, :, None].expand_as(paths)
         paths = paths.gather(-1, back)
@@ -192,8 +204,39 @@ class KronosModule(PLForecastingModule):
             paths = (paths.mean(dim=0) if mean else paths.median(dim=0).values).unsqueeze(0)
         return paths.to(batch.past_target.dtype), schemas, times
 
-    def _paths(self, context: Tensor, stamps: Tensor | None, n: int, num_samples: int) -> Tensor:
+    def _paths(
+        self,
+        context: Tensor,
+        stamps: Tensor | None,
+        n: int,
+        num_samples: int,
+        sampling: Sampling | None = None,
+    ) -> Tensor:
         """Sample paths, (S, B, n, C), float64, after contexts (B, T, C) in the networks' order."""
+        missing = missing_bars(context) if self.variable_context else None
+        if missing is not None and missing.any():
+            # Contexts of one length at a time, so that each is read as if it were alone.
+            paths = context.new_empty(
+                (num_samples, len(context), n, context.shape[2]), dtype=torch.float64
+            )
+            for m in missing.unique().tolist():
+                rows = missing == m
+                known = None if stamps is None else stamps[rows, m:]
+                paths[:, rows] = self._read_paths(
+                    context[rows, m:], known, n, num_samples, sampling
+                )
+            return paths
+        return self._read_paths(context, stamps, n, num_samples, sampling)
+
+    def _read_paths(
+        self,
+        context: Tensor,
+        stamps: Tensor | None,
+        n: int,
+        num_samples: int,
+        sampling: Sampling | None,
+    ) -> Tensor:
+        """The same, of whole contexts."""
         T = context.shape[1]
         normalised, statistics = self.representation.encode(context, T)
         normalised = normalised.to(self.predictor.s1_head.weight.dtype)
@@ -205,7 +248,7 @@ class KronosModule(PLForecastingModule):
             n=n,
             num_samples=num_samples,
             max_context=self.max_context,
-            sampling=self.sampling,
+            sampling=sampling or self.sampling,
         )
         bars = self.representation.decode(paths, statistics)
         if self.anchor:
@@ -230,11 +273,3 @@ def check_point_forecast(point_forecast: str, num_point_samples: int) -> None:
         )
     if not isinstance(num_point_samples, int) or num_point_samples < 1:
         raise ValueError(f"`num_point_samples` must be an integer >= 1, got {num_point_samples!r}.")
-
-
-def _stamps(batch: TorchTrainingBatch | TorchInferenceBatch | PLModuleInput) -> Tensor | None:
-    """Calendar stamps of context and horizon, (B, T + n, 5), which travel as covariates."""
-    known, ahead = batch.historic_future_covariates, batch.future_covariates
-    if known is None or ahead is None:
-        return None
-    return torch.cat((known, ahead), dim=1).long()

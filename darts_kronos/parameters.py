@@ -39,7 +39,6 @@ _NOT_FOR_KRONOS = {
     "add_encoders": "calendar stamps come from the series' own index",
     "loss_fn": "it is trained on the cross entropy of tokens",
     "use_reversible_instance_norm": "`representation` says how bars are normalised",
-    "torch_metrics": "it is trained on tokens; use Darts' metrics on its forecasts",
     "enable_finetuning": "it is for models that start from released weights",
 }
 """Darts parameters that have no meaning here, and why."""
@@ -91,8 +90,8 @@ def check_parameters(params: Mapping[str, Any]) -> None:
             f"`likelihood` must be a QuantileRegression or None, got {likelihood!r}: the model is "
             "trained on tokens, and its quantiles are those of its sample paths."
         )
+    context_bounds(params["input_chunk_length"])
     for name, least in {
-        "input_chunk_length": 1,
         "output_chunk_length": 1,
         "tokenizer_batch_size": 1,
     }.items():
@@ -126,6 +125,28 @@ def check_parameters(params: Mapping[str, Any]) -> None:
         refuse_half_precision((given or {}).get("precision"))
     check_sampling({name: params[name] for name in SAMPLING})
     networks(params, n_components=1)
+
+
+def context_bounds(input_chunk_length: object) -> tuple[int, int]:
+    """Least and most bars of context of an `input_chunk_length`.
+
+    Raises
+    ------
+    ValueError
+        If it is neither an integer >= 1 nor a tuple of two, the second no less than the first.
+    """
+    if not isinstance(input_chunk_length, (tuple, list)):
+        _require_int("input_chunk_length", input_chunk_length, 1)
+        return int(input_chunk_length), int(input_chunk_length)  # type: ignore[call-overload]
+    if len(input_chunk_length) != 2:
+        raise ValueError(
+            "`input_chunk_length` must be an integer or a tuple (least, most), got "
+            f"{input_chunk_length!r}."
+        )
+    least, most = input_chunk_length
+    _require_int("least `input_chunk_length`", least, 1)
+    _require_int("most `input_chunk_length`", most, int(least))
+    return int(least), int(most)
 
 
 def networks(params: Mapping[str, Any], n_components: int) -> KronosSize:

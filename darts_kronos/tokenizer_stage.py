@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from darts.models.forecasting.torch_forecasting_model import _DartsCheckpointIO
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from darts_kronos.augmentation import Augmentation
@@ -21,8 +22,8 @@ from darts_kronos.training import (
     StageLog,
     TrainingHistory,
     attached,
-    normalised_windows,
 )
+from darts_kronos.windows import training_windows
 
 TOKENIZER_GRADIENT_CLIP = 2.0
 """Norm at which stage one clips gradients, as published."""
@@ -79,10 +80,13 @@ class TokenizerStage(pl.LightningModule):
         self.one_cycle.resume(checkpoint)
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
-        parts = self.tokenizer(normalised_windows(self.representation, batch, augmentation))
+        windows = training_windows(
+            batch, self.representation, augmentation, self._whole[0].variable_context
+        )
+        parts = self.tokenizer(windows.bars, windows.weights)
         losses = parts._asdict()
-        s1, s2 = losses.pop("s1"), losses.pop("s2")
-        self.stage_log.write(self, role, losses, s1, s2)
+        s1, s2 = (windows.counted(losses.pop(name)) for name in ("s1", "s2"))
+        self.stage_log.write(self, role, losses, s1, s2, len(windows.bars))
         return parts.loss
 
     def training_step(self, batch: TorchTrainingBatch, batch_idx: int) -> Tensor:
@@ -150,8 +154,6 @@ class TokenizerTraining:
         Parameters of stage two's trainer; all but those in ``NOT_INHERITED`` are taken.
     overrides
         Parameters that replace those.
-    init_trainer
-        Makes a trainer of parameters.
     checkpoints
         Folder that keeps a checkpoint of the last epoch, if any.
 
@@ -170,7 +172,6 @@ class TokenizerTraining:
         batch_size: int,
         trainer_params: dict[str, Any],
         overrides: dict[str, Any],
-        init_trainer: Callable[[dict[str, Any]], pl.Trainer],
         checkpoints: str | None = None,
     ):
         self.module = module
@@ -194,7 +195,11 @@ class TokenizerTraining:
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
         self.module.tokenizer.requires_grad_(True)
         self.stage = TokenizerStage(module, optimizer_kwargs)
-        self.trainer = init_trainer({**params, "callbacks": callbacks})
+        plugins = list(params.pop("plugins", None) or [])
+        if not any(isinstance(one, CheckpointIO) for one in plugins):
+            # As Darts' own trainers, it reads checkpoints without running code from them.
+            plugins.append(_DartsCheckpointIO())
+        self.trainer = pl.Trainer(callbacks=callbacks, plugins=plugins, **params)
 
     def fit(self, history: list[dict[str, Any]], seed: int, ckpt_path: str | None = None) -> int:
         """Train the tokenizer in place and mark it as fitted.

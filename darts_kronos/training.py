@@ -1,7 +1,6 @@
-"""What both stages of training share: windows, schedule, and the log.
+"""What both stages of training share: schedule, randomness, and the log.
 
-Shapes by letter: B windows, T bars of the context, n bars of the horizon, C components,
-V entries of a codebook.
+Shapes by letter: V entries of a codebook.
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
-from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from torchmetrics import Metric
-
-from darts_kronos.augmentation import Augmentation
-from darts_kronos.representation import Representation
 
 logger = get_logger(__name__)
 
@@ -193,13 +188,14 @@ class StageLog(nn.Module):
         losses: Mapping[str, Tensor],
         s1: Tensor,
         s2: Tensor,
+        n_windows: int,
     ) -> None:
         """Log means over an epoch's windows, and the codebooks' usage, from within a step."""
         kwargs: dict[str, Any] = {
             "prog_bar": True,
             "on_step": False,
             "on_epoch": True,
-            "batch_size": len(s1),
+            "batch_size": n_windows,
         }
         named = {f"{role}_{name}": value.detach() for name, value in losses.items()}
         module.log_dict(named, sync_dist=True, **kwargs)
@@ -297,7 +293,7 @@ class CarryBack(pl.Callback):
 @contextmanager
 def attached(trainer: pl.Trainer, *callbacks: pl.Callback) -> Iterator[None]:
     """Let `trainer` call these callbacks too, before those that save checkpoints."""
-    present: list[pl.Callback] = vars(trainer)["callbacks"]
+    present: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009
     carrier = CarryBack(callbacks)
     present[:0] = [*callbacks, carrier]
     try:
@@ -306,12 +302,3 @@ def attached(trainer: pl.Trainer, *callbacks: pl.Callback) -> Iterator[None]:
         carrier.fetch()
         for one in (*callbacks, carrier):
             present.remove(one)
-
-
-def normalised_windows(
-    representation: Representation, batch: TorchTrainingBatch, augmentation: Augmentation
-) -> Tensor:
-    """A training batch as the tokenizer sees it, (B, T + n, C)."""
-    bars = torch.cat((batch.past_target, batch.future_target), dim=1)
-    normalised, _ = representation.encode(bars, batch.past_target.shape[1])
-    return augmentation.bars(normalised, representation)

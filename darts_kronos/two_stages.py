@@ -150,7 +150,6 @@ class TwoStageTorchModel(StampedTorchModel):
                 "logger": self._tokenizer_logger(),
                 **self.tokenizer_trainer_kwargs,
             },
-            init_trainer=self._init_trainer,
             checkpoints=self._tokenizer_checkpoints if kept else None,
         )
 

@@ -22,6 +22,7 @@ from darts_kronos.nn.layers import (
     LayerCache,
     attend_shared,
 )
+from darts_kronos.nn.quantizer import weighted_mean
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
@@ -197,12 +198,18 @@ class KronosPredictor(nn.Module):
         conditioned = self.s2_conditioning(hidden, self.tokens.s1(next_s1))
         return self.s1_head(hidden), self.s2_head(conditioned)
 
-    def loss(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> PredictorLoss:
-        """The training loss on windows of tokens (B, T): bars 0..T-2 tell bars 1..T-1."""
+    def loss(
+        self, s1: Tensor, s2: Tensor, stamps: Tensor | None, weights: Tensor | None = None
+    ) -> PredictorLoss:
+        """The training loss on windows of tokens (B, T): bars 0..T-2 tell bars 1..T-1.
+
+        With `weights` (B, T), each bar's losses are multiplied by its own; those of 0 are left out.
+        """
         inputs = None if stamps is None else stamps[:, :-1]
         s1_logits, s2_logits = self(s1[:, :-1], s2[:, :-1], inputs, s1[:, 1:])
-        s1_loss = F.cross_entropy(s1_logits.flatten(0, 1), s1[:, 1:].flatten())
-        s2_loss = F.cross_entropy(s2_logits.flatten(0, 1), s2[:, 1:].flatten())
+        targets = None if weights is None else weights[:, 1:]
+        s1_loss = _token_loss(s1_logits, s1[:, 1:], targets)
+        s2_loss = _token_loss(s2_logits, s2[:, 1:], targets)
         return PredictorLoss((s1_loss + s2_loss) / 2, s1_loss, s2_loss)
 
     def prefill(
@@ -241,3 +248,11 @@ class KronosPredictor(nn.Module):
         """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
         chosen = self.tokens.s1(next_s1)
         return self.s2_head(self.s2_conditioning.last(hidden, chosen, cache.layers[-1]))
+
+
+def _token_loss(logits: Tensor, tokens: Tensor, weights: Tensor | None) -> Tensor:
+    """Cross entropy of tokens (B, T) under logits (B, T, V)."""
+    if weights is None:
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return weighted_mean(losses.view_as(tokens), weights)

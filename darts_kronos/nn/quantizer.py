@@ -39,6 +39,13 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return total / distributed.get_world_size()
 
 
+def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of losses (B, T) times weights (B, T) over bars whose weight is not 0."""
+    if weights is None:
+        return losses.mean()
+    return (losses * weights).sum() / (weights != 0).sum().clamp(min=1)
+
+
 class BinarySphericalQuantizer(nn.Module):
     """Maps a vector to the nearest corner of a cube that is inscribed in the unit sphere.
 
@@ -76,15 +83,22 @@ class BinarySphericalQuantizer(nn.Module):
         straight_through = unit + (signs - unit).detach()
         return straight_through * z.shape[-1] ** -0.5, unit
 
-    def loss(self, code: Tensor, unit: Tensor) -> Tensor:
+    def loss(self, code: Tensor, unit: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss, a scalar that may be negative, of what ``forward`` gives.
 
-        The entropy of the codebook is that of all processes' bars.
+        The entropy of the codebook is that of all processes' bars. With `weights`, of the shape
+        that comes before Q, bars count as much as theirs say.
         """
         n_bits = unit.shape[-1]
-        commitment = ((code.detach() - unit) ** 2).sum(dim=-1).mean()
+        commitment = weighted_mean(((code.detach() - unit) ** 2).sum(dim=-1), weights)
         p = torch.sigmoid(-4.0 * unit * n_bits**-0.5)
-        per_sample = binary_entropy(p).sum(dim=-1).mean()
-        codebook = binary_entropy(mean_over_ranks(p.flatten(0, -2).mean(dim=0))).sum()
+        per_sample = weighted_mean(binary_entropy(p).sum(dim=-1), weights)
+        if weights is None:
+            used = mean_over_ranks(p.flatten(0, -2).mean(dim=0))
+        else:
+            total = mean_over_ranks(weights.sum())
+            used = mean_over_ranks((p * weights.unsqueeze(-1)).flatten(0, -2).sum(dim=0))
+            used = used / total.clamp(min=torch.finfo(p.dtype).tiny)
+        codebook = binary_entropy(used).sum()
         entropy = self.gamma0 * per_sample - self.gamma * codebook
         return self.beta * commitment + self.zeta * entropy

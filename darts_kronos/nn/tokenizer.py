@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import TokenizerConfig
 from darts_kronos.nn.layers import Block, Cache, CausalStack
-from darts_kronos.nn.quantizer import BinarySphericalQuantizer, bits_to_ids, ids_to_bits
+from darts_kronos.nn.quantizer import (
+    BinarySphericalQuantizer,
+    bits_to_ids,
+    ids_to_bits,
+    weighted_mean,
+)
 
 
 class TokenizerLoss(NamedTuple):
@@ -117,15 +121,18 @@ class KronosTokenizer(nn.Module):
         """Normalised bars (B, S, M, C) of the paths' new tokens (B, S, M), after the windows."""
         return self.head(self.decoder.extend(self.from_code(self._code(s1, s2)), cache))
 
-    def forward(self, bars: Tensor) -> TokenizerLoss:
-        """The training loss on normalised bars (B, T, C)."""
+    def forward(self, bars: Tensor, weights: Tensor | None = None) -> TokenizerLoss:
+        """The training loss on normalised bars (B, T, C).
+
+        With `weights` (B, T), each bar counts as much as its own; those of 0 are left out.
+        """
         code, unit = self._encode(bars)
         # Both reconstructions go through the same decoder: one pass over twice the windows.
         both = torch.cat((self.from_s1(code[..., : self.config.s1_bits]), self.from_code(code)))
         coarse, fine = self.head(self.decoder(both)).chunk(2)
-        vq_loss = self.quantizer.loss(code, unit)
-        recon_loss_s1 = F.mse_loss(coarse, bars)
-        recon_loss = F.mse_loss(fine, bars)
+        vq_loss = self.quantizer.loss(code, unit, weights)
+        recon_loss_s1 = weighted_mean(((coarse - bars) ** 2).mean(dim=-1), weights)
+        recon_loss = weighted_mean(((fine - bars) ** 2).mean(dim=-1), weights)
         s1, s2 = self._split(code)
         loss = (recon_loss_s1 + recon_loss + vq_loss) / 2
         return TokenizerLoss(loss, vq_loss, recon_loss_s1, recon_loss, s1, s2)
