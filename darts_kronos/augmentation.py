@@ -57,10 +57,10 @@ class Augmentation:
             turned = representation.mirrored(normalised)
             normalised = torch.where(chances < self.mirror, turned, normalised)
         if self.price_jitter > 0 and prices:
-            factor = (self.price_jitter * torch.randn(B, 1, 1, device=device)).exp()
+            factor = (self.price_jitter * torch.randn_like(normalised[:, :1, :1])).exp()
             normalised[..., prices] = normalised[..., prices] * factor
         if self.volume_jitter > 0 and volumes:
-            noise = self.volume_jitter * torch.randn(B, T, 1, device=device)
+            noise = self.volume_jitter * torch.randn_like(normalised[..., :1])
             normalised[..., volumes] = normalised[..., volumes] + noise
         if self.volume_dropout > 0 and volumes:
             dropped = torch.rand(B, 1, 1, device=device) < self.volume_dropout

@@ -129,10 +129,17 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
                     f"`sample_weight` {i} must hold finite numbers >= 0; its least is "
                     f"{values.min()}."
                 )
-            # Darts looks for weights when a window is cut: let it look at the last and the first.
-            windows = ceil((len(self.series[i]) - self.size_of_both_chunks + 1) / self.stride)
-            for window in (0, min(windows, self.max_samples_per_ts) - 1):
-                self[i * self.max_samples_per_ts + window]
+            # Darts looks whether there are weights for the last window of a series only.
+            self[i * self.max_samples_per_ts]
+            series = self.series[i]
+            windows = ceil((len(series) - self.size_of_both_chunks + 1) / self.stride)
+            back = (min(windows, self.max_samples_per_ts) - 1) * self.stride
+            first = series.time_index[len(series) - back - self.output_chunk_length]
+            if weights.start_time() > first:
+                raise ValueError(
+                    f"`sample_weight` {i} must cover the horizons of all windows, {first} to "
+                    f"{series.end_time()}; it starts at {weights.start_time()}."
+                )
 
 
 class KronosInferenceDataset(SequentialTorchInferenceDataset):

@@ -125,7 +125,13 @@ class KronosModule(PLForecastingModule):
         return self._step(val_batch, "val", Augmentation())
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
-        windows = training_windows(batch, self.representation, augmentation, self.variable_context)
+        windows = training_windows(
+            batch,
+            self.representation,
+            augmentation,
+            self.variable_context,
+            self.tokenizer.head.weight.dtype,
+        )
         with torch.no_grad():
             s1, s2 = self.tokenizer.encode(windows.bars)
         # As in generation, the tokenizer sees the whole window, the predictor `max_context` bars.

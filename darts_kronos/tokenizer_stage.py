@@ -81,7 +81,11 @@ class TokenizerStage(pl.LightningModule):
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
         windows = training_windows(
-            batch, self.representation, augmentation, self._whole[0].variable_context
+            batch,
+            self.representation,
+            augmentation,
+            self._whole[0].variable_context,
+            self.tokenizer.head.weight.dtype,
         )
         parts = self.tokenizer(windows.bars, windows.weights)
         losses = parts._asdict()

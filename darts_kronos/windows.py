@@ -66,6 +66,7 @@ def training_windows(
     representation: Representation,
     augmentation: Augmentation,
     variable_context: bool,
+    dtype: torch.dtype,
 ) -> TrainingWindows:
     """A training batch as the networks see it.
 
@@ -79,6 +80,8 @@ def training_windows(
         How windows are varied.
     variable_context
         Whether there may be shorter contexts.
+    dtype
+        Of the networks.
     """
     T = batch.past_target.shape[1]
     bars = torch.cat((batch.past_target, batch.future_target), dim=1)
@@ -100,9 +103,8 @@ def training_windows(
         whole = None if stamps is None else stamps[rows, source].long()
         weights = torch.ones_like(normalised[..., 0]) if weights is None else weights[rows, source]
         weights = weights * there
-    return TrainingWindows(
-        augmentation.bars(normalised, representation), augmentation.stamps(whole), weights
-    )
+    varied = augmentation.bars(normalised, representation)
+    return TrainingWindows(varied.to(dtype), augmentation.stamps(whole), weights)
 
 
 def missing_bars(context: Tensor) -> Tensor:
