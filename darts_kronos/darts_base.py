@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
+from darts_kronos.storage import make_folder, replacing
 
 
 class StampedTorchModel(MixedCovariatesTorchModel):
@@ -69,13 +71,21 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             self.trainer_params = given
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
-        """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``."""
+        """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``.
+
+        Files that are there are replaced once the new ones are written.
+        """
         if self.model is not None and getattr(self, "trainer", None) is None:
             # Darts writes weights through a trainer; a model that was only loaded has none yet.
             trainer = self._setup_trainer(None, self.model, verbose=False)
             trainer.strategy.connect(self.model)
             self.trainer = trainer
-        super().save(path, clean=clean)
+        path = self._default_save_path() + ".pt" if path is None else os.fspath(path)
+        with replacing(path) as written:
+            super().save(written, clean=clean)
+
+    def _create_save_dirs(self) -> None:
+        make_folder(os.path.join(self.work_dir, self.model_name), "work_dir")
 
     def to_onnx(self, path: str | None = None, **kwargs: Any) -> None:
         """Refused: a forecast is a loop that draws tokens, no single pass through a network.

@@ -338,15 +338,16 @@ class KronosModel(TwoStageTorchModel):
         if epochs <= 0:
             trained = self._goes_on_trained
             epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
-        return super().fit_from_dataset(
-            windows,
-            None if val_dataset is None else self._own_train_dataset(val_dataset),
-            trainer=trainer,
-            verbose=verbose,
-            epochs=epochs,
-            dataloader_kwargs=dataloader_kwargs,
-            load_best=load_best,
-        )
+        with self._keeping_its_folder():
+            return super().fit_from_dataset(
+                windows,
+                None if val_dataset is None else self._own_train_dataset(val_dataset),
+                trainer=trainer,
+                verbose=verbose,
+                epochs=epochs,
+                dataloader_kwargs=dataloader_kwargs,
+                load_best=load_best,
+            )
 
     def _own_train_dataset(self, dataset: TorchTrainingDataset) -> KronosTrainingDataset:
         if isinstance(dataset, KronosTrainingDataset):

@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
@@ -254,10 +254,16 @@ class NameStage(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write it over the bar's own "Epoch", which the bar sets when an epoch begins."""
-        bar = trainer.progress_bar_callback
-        if batch_idx == 0 and isinstance(bar, TQDMProgressBar):
-            name = f"{self.stage.capitalize()}, epoch {trainer.current_epoch}"
+        if batch_idx > 0:
+            return
+        bar, name = trainer.progress_bar_callback, self.stage.capitalize()
+        name = f"{name}, epoch {trainer.current_epoch}"
+        if isinstance(bar, TQDMProgressBar):
             bar.train_progress_bar.set_description(name)
+        elif isinstance(bar, RichProgressBar):
+            shown, task = bar.progress, bar.train_progress_bar_id
+            if shown is not None and task is not None:
+                shown.update(task, description=name)
 
 
 class CarryBack(pl.Callback):

@@ -25,10 +25,12 @@ from darts.models.forecasting.torch_forecasting_model import (
 from darts.typing import TimeSeriesLike
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
+from darts_kronos.storage import UNREADABLE, held, saying_what_was_not_written
 from darts_kronos.tokenizer_stage import TokenizerTraining
 from darts_kronos.training import EpochRandomness, NameStage, TrainingHistory, attached
 
@@ -67,6 +69,9 @@ class TwoStageTorchModel(StampedTorchModel):
 
     # Set by fit: whether a fitted tokenizer is trained again.
     _retrain_tokenizer = False
+
+    # The folder in which this model has saved checkpoints.
+    _kept_in: str | None = None
 
     # What both stages logged, and the checkpoint that the next fit's tokenizer stage goes on from.
     _history: list[dict[str, Any]]
@@ -239,9 +244,39 @@ class TwoStageTorchModel(StampedTorchModel):
 
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:
         """TensorBoard for stage one beside stage two's, if the user asked for it."""
-        folder = os.path.join(self.work_dir, self.model_name)
         wanted = self._model_params.get("log_tensorboard")
-        return bool(wanted) and TensorBoardLogger(folder, name="", version="logs_tokenizer")
+        return bool(wanted) and TensorBoardLogger(self._folder, name="", version="logs_tokenizer")
+
+    @property
+    def _folder(self) -> str:
+        return os.path.join(self.work_dir, self.model_name)
+
+    @contextmanager
+    def _keeping_its_folder(self) -> Iterator[None]:
+        """Train with the model's folder to itself, if it saves checkpoints there.
+
+        Raises
+        ------
+        ValueError
+            If another model is being trained under this name, or has left checkpoints there.
+        OSError
+            If a checkpoint cannot be written; those before it are whole.
+        """
+        if not self.save_checkpoints or getattr(rank_zero_only, "rank", 0) != 0:
+            yield
+            return
+        folder = os.path.abspath(self._folder)
+        with held(folder, f"A model called {self.model_name!r}"):
+            kept = (os.path.join(folder, CHECKPOINTS_FOLDER), self._tokenizer_checkpoints)
+            if self._kept_in != folder and any(_newest(one) for one in kept):
+                raise ValueError(
+                    f"{folder!r} holds checkpoints of another model called {self.model_name!r}: go "
+                    "on with that one (`load_from_checkpoint`), give another `model_name`, or "
+                    "make the model with `force_reset=True`, which removes them."
+                )
+            self._kept_in = folder
+            with saying_what_was_not_written(folder):
+                yield
 
     @contextmanager
     def _saying_what_is_left_of_stage_one(self) -> Iterator[None]:
@@ -268,7 +303,49 @@ class TwoStageTorchModel(StampedTorchModel):
 
     @property
     def _tokenizer_checkpoints(self) -> str:
-        return os.path.join(self.work_dir, self.model_name, TOKENIZER_CHECKPOINTS)
+        return os.path.join(self._folder, TOKENIZER_CHECKPOINTS)
+
+    @staticmethod
+    def load(
+        path: str,
+        pl_trainer_kwargs: dict[str, Any] | None = None,
+        trusted: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model that ``save`` wrote.
+
+        Parameters
+        ----------
+        path, pl_trainer_kwargs, trusted, **kwargs
+            See Darts' method of this name. Unless it is `trusted`, no code in the file is run.
+
+        Returns
+        -------
+        KronosModel
+            The model.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, holds another model, or asks for code to be run.
+        """
+        with _refusing(path):
+            model = MixedCovariatesTorchModel.load(path, pl_trainer_kwargs, trusted, **kwargs)
+        _check_class(model, path)
+        return model
+
+    def load_weights_from_checkpoint(
+        self, model_name: str | None = None, work_dir: str | None = None, **kwargs: Any
+    ) -> None:
+        """Take the weights of a checkpoint; see Darts' method of this name.
+
+        Raises
+        ------
+        ValueError
+            If the models differ, or a file is damaged or asks for code to be run.
+        """
+        with _refusing(kwargs.get("file_name") or str(model_name)):
+            super().load_weights_from_checkpoint(model_name, work_dir, **kwargs)
 
     @staticmethod
     def load_from_checkpoint(
@@ -298,7 +375,8 @@ class TwoStageTorchModel(StampedTorchModel):
         Raises
         ------
         ValueError
-            If there is no such model, or no epoch was finished.
+            If there is no such model, no epoch was finished, or a file is damaged, holds another
+            model, or asks for code to be run.
         """
         folder = os.path.join(
             work_dir or os.path.join(os.getcwd(), DEFAULT_DARTS_FOLDER), model_name
@@ -307,9 +385,12 @@ class TwoStageTorchModel(StampedTorchModel):
         finished = glob(os.path.join(folder, CHECKPOINTS_FOLDER, "*.ckpt"))
         first_stage = _newest(os.path.join(folder, TOKENIZER_CHECKPOINTS))
         if finished or not os.path.exists(base):
-            model = MixedCovariatesTorchModel.load_from_checkpoint(
-                model_name, work_dir, file_name, best, trusted, **kwargs
-            )
+            with _refusing(folder):
+                model = MixedCovariatesTorchModel.load_from_checkpoint(
+                    model_name, work_dir, file_name, best, trusted, **kwargs
+                )
+            _check_class(model, base)
+            model._kept_in = os.path.abspath(folder)
             path = model.load_ckpt_path
             loaded = load_ckpt_safely(
                 load_fn=torch.load, path=path, trusted=trusted, map_location="cpu"
@@ -323,12 +404,33 @@ class TwoStageTorchModel(StampedTorchModel):
                 "finished."
             )
         logger.info(f"Stage 1 of 2 is not finished: `fit` goes on from {first_stage}.")
-        model = load_wrapper_safely(
-            path=base, trusted=trusted, map_location=kwargs.get("map_location")
-        )
+        with _refusing(base):
+            model = load_wrapper_safely(
+                path=base, trusted=trusted, map_location=kwargs.get("map_location")
+            )
+        _check_class(model, base)
+        model._kept_in = os.path.abspath(folder)
         model._fit_called = False
         model._tokenizer_ckpt_path = first_stage
         return model
+
+
+@contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Say of a file that cannot be loaded that it cannot."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be loaded as a KronosModel: {error or type(error).__name__}"
+        ) from error
+
+
+def _check_class(model: object, path: str) -> None:
+    if not isinstance(model, TwoStageTorchModel):
+        raise ValueError(f"{str(path)!r} holds a {type(model).__name__}, not a KronosModel.")
 
 
 def _newest(folder: str) -> str | None:

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
+    RichProgressBar,
     TQDMProgressBar,
 )
 from pytorch_lightning.loggers import CSVLogger
@@ -89,9 +90,14 @@ def test_each_stage_has_its_logger_and_its_learning_rates(tmp_path):
         assert log["lr-AdamW"].notna().sum() == 4
 
 
-def test_the_progress_bar_says_which_stage_runs(capfd):
+@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
+def test_the_progress_bar_says_which_stage_runs(capfd, kind):
     bar = {"enable_progress_bar": True, "enable_model_summary": False, "accelerator": "cpu"}
-    fit(pl_trainer_kwargs=bar | {"callbacks": [TQDMProgressBar()]}, n_epochs=2)
+    fit(
+        pl_trainer_kwargs=bar | {"callbacks": [kind()]},
+        tokenizer_trainer_kwargs={"callbacks": [kind()]},
+        n_epochs=2,
+    )
     printed = "".join(capfd.readouterr())
     assert "Predictor, epoch 1" in printed
     assert "Tokenizer, epoch 3" in printed

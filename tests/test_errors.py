@@ -9,8 +9,6 @@ from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 from factories import COMPONENTS, candles, tiny_model
 
-from darts_kronos import KronosModel
-
 
 @pytest.fixture(scope="module")
 def series():
@@ -179,12 +177,6 @@ class TestCalls:
     def test_an_unfitted_model_does_not_forecast(self, series):
         with pytest.raises(ValueError, match="fit"):
             tiny_model().predict(3, series)
-
-    def test_a_corrupt_file_does_not_load(self, tmp_path):
-        path = tmp_path / "model.pt"
-        path.write_bytes(b"not a model")
-        with pytest.raises(Exception, match=r".+"):
-            KronosModel.load(str(path))
 
 
 def test_dates_in_the_message_are_those_of_the_series():
