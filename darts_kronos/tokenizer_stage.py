@@ -192,7 +192,6 @@ class TokenizerTraining:
         if checkpoints is not None:
             callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
-        self.module.tokenizer.requires_grad_(True)
         self.stage = TokenizerStage(module, optimizer_kwargs)
         self.trainer = init_trainer({**params, "callbacks": callbacks})
 
