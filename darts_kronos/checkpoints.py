@@ -1,30 +1,56 @@
 """Weights in and out, in the layout of the released checkpoints.
 
 A checkpoint is a folder with ``config.json`` (the constructor arguments of the original) and
-``model.safetensors``. The two classes below are the only place that knows the original's names;
-the networks of :mod:`darts_kronos.nn` have their own, with query, key and value projections (and
-the two inputs of a SwiGLU) stored as one matrix.
+``model.safetensors``. This module is the only place that knows the original's names; the networks
+of :mod:`darts_kronos.nn` have their own, with query, key and value projections (and the two inputs
+of a SwiGLU) stored as one matrix.
+
+A whole model is a folder with two such checkpoints, ``tokenizer`` and ``predictor``, and a file
+``darts_kronos.json`` with what the networks do not say themselves; see :class:`ModelSettings`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
+from darts_kronos.components import CANDLE
+from darts_kronos.nn.config import (
+    CROSS_ATTENTION_HEADS,
+    SIZES,
+    PredictorConfig,
+    TokenizerConfig,
+    is_number,
+)
+from darts_kronos.nn.layers import ROTARY_BASE
 from darts_kronos.nn.predictor import STAMP_SIZES, KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
+from darts_kronos.representation import REPRESENTATIONS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SETTINGS_FILE = "darts_kronos.json"
+TOKENIZER_FOLDER, PREDICTOR_FOLDER = "tokenizer", "predictor"
+
+RELEASED_CONTEXT, RELEASED_MINI_CONTEXT = 512, 2048
+"""Bars that the released predictors see: of all but "mini", and of "mini"."""
+
+RELEASED_CLIP = 5.0
+"""Bound on the normalised values that the released networks get."""
+
+GROUP_SIZES = (4, 5, 3, 2, 1)
+"""``group_size`` of a written tokenizer: the first that divides its bits, as the original asks."""
 
 _DERIVED = ("rotary.inv_freq", "bsq.basis", "bsq.group_basis")
 """Endings of stored buffers that follow from the configuration: made anew, not read."""
@@ -126,7 +152,7 @@ def load_tokenizer(folder: str | PathLike[str]) -> KronosTokenizer:
     ValueError
         If a file is missing or is not what its name says, or weights and configuration disagree.
     """
-    config, weights = _read(Path(folder))
+    config, weights = read(folder)
     tokenizer = KronosTokenizer(tokenizer_config_from_released(config))
     return load_released_tokenizer(tokenizer, weights).eval()
 
@@ -139,28 +165,324 @@ def load_predictor(folder: str | PathLike[str]) -> KronosPredictor:
     ValueError
         If a file is missing or is not what its name says, or weights and configuration disagree.
     """
-    config, weights = _read(Path(folder))
+    config, weights = read(folder)
     predictor = KronosPredictor(predictor_config_from_released(config))
     return load_released_predictor(predictor, weights).eval()
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the weights in a folder, as they stand there.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or is not what its name says.
+    """
+    folder = Path(folder)
+    with _files_of(folder) as (config, weights):
+        return config, {name: weights.get_tensor(name) for name in weights.keys()}
+
+
+@contextmanager
+def _files_of(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """A checkpoint's configuration, and its open file of weights."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise ValueError(f"'{folder}' is not a checkpoint: it has no file '{name}'.")
+            raise ValueError(
+                f"'{folder}' is not a checkpoint: it has no file '{name}'. Weights are read from "
+                "safetensors only, never from a pickle."
+            )
+    config = _read_json(folder / CONFIG_FILE)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{folder / CONFIG_FILE}' is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"'{folder / CONFIG_FILE}' must hold a JSON object.")
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+            yield config, weights
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"'{folder / WEIGHTS_FILE}' cannot be read as safetensors (truncated?): {error}"
         ) from error
-    return config, weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' must hold a JSON object.")
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What a whole model has to be told beside its two networks.
+
+    Parameters
+    ----------
+    components
+        Names of the components that the tokenizer sees, in order.
+    representation
+        How it sees them, "window" or "returns".
+    clip
+        Bound on the absolute normalised values.
+    max_context
+        Bars that the predictor sees at most.
+    calendar_stamps
+        Whether the predictor was trained with calendar stamps.
+
+    Raises
+    ------
+    ValueError
+        If a value is not what it must be.
+    """
+
+    components: tuple[str, ...]
+    representation: str
+    clip: float
+    max_context: int
+    calendar_stamps: bool
+
+    def __post_init__(self) -> None:
+        names = self.components
+        named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        _require_setting(named and len(names) > 0, "components", names, "names, each of them once")
+        known = self.representation in REPRESENTATIONS
+        allowed = " or ".join(map(repr, REPRESENTATIONS))
+        _require_setting(known, "representation", self.representation, allowed)
+        positive = is_number(self.clip) and self.clip > 0
+        _require_setting(positive, "clip", self.clip, "a number > 0")
+        whole = isinstance(self.max_context, int) and not isinstance(self.max_context, bool)
+        _require_setting(
+            whole and self.max_context >= 2, "max_context", self.max_context, "an integer >= 2"
+        )
+        told = isinstance(self.calendar_stamps, bool)
+        _require_setting(told, "calendar_stamps", self.calendar_stamps, "true or false")
+
+
+def _require_setting(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
+
+
+def settings_of(
+    folder: str | PathLike[str] | None, tokenizer: TokenizerConfig, predictor: PredictorConfig
+) -> ModelSettings:
+    """The settings in a folder's ``darts_kronos.json`` or, without one, of released weights.
+
+    Parameters
+    ----------
+    folder
+        The folder; None for weights without settings of their own.
+    tokenizer, predictor
+        Configurations of the two networks.
+
+    Raises
+    ------
+    ValueError
+        If the file is spoilt or does not fit the networks, or is missing where the tokenizer's
+        components have no names without it.
+    """
+    path = None if folder is None else Path(folder) / SETTINGS_FILE
+    if path is None or not path.is_file():
+        if tokenizer.n_components != len(CANDLE):
+            raise ValueError(
+                f"The tokenizer takes {tokenizer.n_components} components, released ones take "
+                f"{len(CANDLE)} ({', '.join(CANDLE)}): without a file '{SETTINGS_FILE}' beside the "
+                "folders 'tokenizer' and 'predictor' they have no names."
+            )
+        mini = _shape(predictor) == _shape(SIZES["mini"].predictor)
+        return ModelSettings(
+            components=CANDLE,
+            representation="window",
+            clip=RELEASED_CLIP,
+            max_context=RELEASED_MINI_CONTEXT if mini else RELEASED_CONTEXT,
+            calendar_stamps=True,
+        )
+    values = _read_json(path)
+    try:
+        settings = ModelSettings(
+            components=tuple(values["components"]),
+            representation=values["representation"],
+            clip=values["clip"],
+            max_context=values["max_context"],
+            calendar_stamps=values["calendar_stamps"],
+        )
+    except KeyError as error:
+        raise ValueError(f"'{path}' lacks {error.args[0]!r}.") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{path}' is spoilt: {error}") from error
+    if len(settings.components) != tokenizer.n_components:
+        raise ValueError(
+            f"'{path}' names {len(settings.components)} components "
+            f"({', '.join(settings.components)}), the tokenizer takes {tokenizer.n_components}."
+        )
+    return settings
+
+
+def _shape(config: PredictorConfig) -> tuple[int, ...]:
+    return config.n_layers, config.d_model, config.n_heads, config.ff_dim
+
+
+def group_size_of(config: Mapping[str, Any] | None, tokenizer: TokenizerConfig) -> int:
+    """The ``group_size`` of a released configuration, or one that the original can work with."""
+    n_bits = tokenizer.s1_bits + tokenizer.s2_bits
+    given = (config or {}).get("group_size")
+    if isinstance(given, int) and given > 0 and n_bits % given == 0:
+        return given
+    return next(size for size in GROUP_SIZES if n_bits % size == 0)
+
+
+def inspect(folder: str | PathLike[str]) -> dict[str, Any]:
+    """Print what the networks in a folder are, and give it back.
+
+    Parameters
+    ----------
+    folder
+        A whole model (with folders ``tokenizer`` and ``predictor``), or one checkpoint.
+
+    Returns
+    -------
+    dict
+        For each network its parameters (released sizes by name) and shape; the bits of both
+        tokens; the context in bars, the representation and the components. What one checkpoint
+        does not tell is left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no checkpoint, or a file is not what its name says.
+    """
+    root = Path(folder)
+    parts: dict[str, dict[str, Any]] = {}
+    for name in (TOKENIZER_FOLDER, PREDICTOR_FOLDER):
+        if (root / name).is_dir():
+            parts[name] = _read_part(root / name)
+    if not parts:
+        part = _read_part(root)
+        parts[TOKENIZER_FOLDER if "d_in" in part["config"] else PREDICTOR_FOLDER] = part
+    found: dict[str, Any] = {}
+    tokenizer = predictor = None
+    if TOKENIZER_FOLDER in parts:
+        part = parts[TOKENIZER_FOLDER]
+        tokenizer = tokenizer_config_from_released(part["config"])
+        blocks = f"{tokenizer.n_encoder_layers} + {tokenizer.n_decoder_layers} layers"
+        found["tokenizer"] = f"{part['parameters']:,} parameters: {blocks}, {_widths(tokenizer)}"
+    if PREDICTOR_FOLDER in parts:
+        part = parts[PREDICTOR_FOLDER]
+        predictor = predictor_config_from_released(part["config"])
+        sizes = [
+            name for name, size in SIZES.items() if _shape(size.predictor) == _shape(predictor)
+        ]
+        called = f' (size "{sizes[0]}")' if sizes else ""
+        blocks = f"{predictor.n_layers} layers"
+        found["predictor"] = (
+            f"{part['parameters']:,} parameters: {blocks}, {_widths(predictor)}{called}"
+        )
+    either = tokenizer or predictor
+    assert either is not None
+    found["s1_bits"], found["s2_bits"] = either.s1_bits, either.s2_bits
+    if tokenizer is not None and predictor is not None:
+        require_equal_bits(tokenizer, predictor)
+        settings = settings_of(root, tokenizer, predictor)
+        found["max_context"] = settings.max_context
+        found["representation"] = settings.representation
+        found["components"] = list(settings.components)
+        found["clip"] = settings.clip
+        found["calendar_stamps"] = settings.calendar_stamps
+    print(f"{root}")
+    for name, value in found.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"  {name:<16} {shown}")
+    return found
+
+
+def require_equal_bits(tokenizer: TokenizerConfig, predictor: PredictorConfig) -> None:
+    """Refuse a tokenizer and a predictor that do not write the same tokens.
+
+    Raises
+    ------
+    ValueError
+        If their bits differ; the message names both.
+    """
+    theirs, needed = ((one.s1_bits, one.s2_bits) for one in (tokenizer, predictor))
+    if theirs != needed:
+        raise ValueError(
+            f"The tokenizer does not belong to the predictor: its tokens have {theirs[0]} + "
+            f"{theirs[1]} bits (s1 + s2), the predictor's {needed[0]} + {needed[1]}."
+        )
+
+
+def _read_part(folder: Path) -> dict[str, Any]:
+    """A checkpoint's configuration, and the number of its parameters."""
+    with _files_of(folder) as (config, weights):
+        names = [name for name in weights.keys() if not name.endswith(_DERIVED)]
+        count = sum(prod(weights.get_slice(name).get_shape()) for name in names)
+    return {"config": config, "parameters": count}
+
+
+def _widths(config: TokenizerConfig | PredictorConfig) -> str:
+    return f"width {config.d_model}, {config.n_heads} heads, feed-forward {config.ff_dim}"
+
+
+def write_tokenizer(
+    tokenizer: KronosTokenizer, folder: str | PathLike[str], group_size: int | None = None
+) -> None:
+    """Write a tokenizer to a folder in the released layout.
+
+    Parameters
+    ----------
+    tokenizer
+        The network.
+    folder
+        An existing folder.
+    group_size
+        The original's value of this name, which its code needs but which changes nothing.
+    """
+    config = tokenizer.config
+    values = {foreign: getattr(config, ours) for ours, foreign in _TOKENIZER_CONFIG.items()}
+    values["n_enc_layers"] += 1
+    values["n_dec_layers"] += 1
+    values["group_size"] = group_size or group_size_of(None, config)
+    weights = _split_parts(tokenizer, dict(_tokenizer_sources(config)))
+    for part, count in (("encoder", config.n_encoder_layers), ("decoder", config.n_decoder_layers)):
+        for i in range(count):
+            weights[f"{part}.{i}.self_attn.rotary.inv_freq"] = _inverse_frequencies(
+                config.d_model // config.n_heads
+            )
+    for name, size in (("basis", config.s1_bits + config.s2_bits), ("group_basis", 0)):
+        powers = torch.arange((size or values["group_size"]) - 1, -1, -1)
+        weights[f"tokenizer.bsq.{name}"] = 2**powers
+    _write(Path(folder), values, weights)
+
+
+def write_predictor(predictor: KronosPredictor, folder: str | PathLike[str]) -> None:
+    """Write a predictor to an existing folder in the released layout."""
+    config = predictor.config
+    values = {foreign: getattr(config, ours) for ours, foreign in _PREDICTOR_CONFIG.items()}
+    weights = _split_parts(predictor, dict(_predictor_sources(config)))
+    for i in range(config.n_layers):
+        weights[f"transformer.{i}.self_attn.rotary.inv_freq"] = _inverse_frequencies(
+            config.d_model // config.n_heads
+        )
+    weights["dep_layer.cross_attn.rotary.inv_freq"] = _inverse_frequencies(
+        config.d_model // CROSS_ATTENTION_HEADS
+    )
+    _write(Path(folder), values, weights)
+
+
+def write_settings(settings: ModelSettings, folder: str | PathLike[str]) -> None:
+    """Write the settings of a whole model to an existing folder."""
+    text = json.dumps(asdict(settings), indent=2) + "\n"
+    (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _inverse_frequencies(head_width: int) -> Tensor:
+    return 1.0 / (ROTARY_BASE ** (torch.arange(0, head_width, 2).float() / head_width))
 
 
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -248,6 +570,17 @@ def _load_parts(
         state[ours] = tensor
     network.load_state_dict(state)
     return network
+
+
+def _split_parts(network: Any, sources: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """A network's weights under the released names, on the CPU, in float32."""
+    weights = {}
+    for ours, tensor in network.state_dict().items():
+        parts = tensor.detach().float().cpu().chunk(len(sources[ours]))
+        weights |= {
+            name: part.clone().contiguous() for name, part in zip(sources[ours], parts, strict=True)
+        }
+    return weights
 
 
 def _shortened(names: list[str], most: int = 5) -> str:

@@ -59,6 +59,23 @@ def positions(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return [own.index(name) for name in wanted]
 
 
+def given_components(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Which of the `wanted` components series with these `names` give, in the networks' order.
+
+    Networks of whole candles also take series without volume or amount.
+
+    Raises
+    ------
+    ValueError
+        If a price is missing, or another component is among the names; the message names both.
+    """
+    order = network_order(names)
+    if list(wanted) == list(CANDLE) and set(PRICES) <= set(order) <= set(CANDLE):
+        return order
+    positions(names, wanted)
+    return list(wanted)
+
+
 def has_prices(names: Iterable[str]) -> bool:
     """Whether open, high, low and close are all among `names`."""
     return set(PRICES) <= {canonical(name) for name in names}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -43,13 +45,13 @@ from darts_kronos.parameters import (
     predictor_epochs,
     with_defaults,
 )
+from darts_kronos.pretrained_model import PretrainedTorchModel
 from darts_kronos.training import explain_log
-from darts_kronos.two_stages import TwoStageTorchModel
 
 logger = get_logger(__name__)
 
 
-class KronosModel(TwoStageTorchModel):
+class KronosModel(PretrainedTorchModel):
     """Kronos: candles as a language (arXiv 2508.02739).
 
     ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
@@ -136,10 +138,22 @@ class KronosModel(TwoStageTorchModel):
     likelihood
         Darts' ``QuantileRegression``, or None. With it ``predict_likelihood_parameters=True`` gives
         its quantiles, those of `num_point_samples` paths; it changes nothing else.
+    hub_model_name, hub_model_revision
+        Weights to start from: a model on the hub, such as "NeoQuasar/Kronos-small", and its branch,
+        tag or commit. Without fine-tuning `fit` trains nothing. What the weights have decides sizes,
+        bits, representation and, unless given, `max_context`.
+    local_dir
+        A folder with the weights: one that :meth:`save_pretrained` wrote, or a predictor's. With
+        `hub_model_name`, what is missing there is downloaded to it.
+    hub_tokenizer_name, hub_tokenizer_revision, tokenizer_local_dir
+        The same for the tokenizer, where it is not the one that belongs to the predictor.
+    lora
+        Parameters of peft's ``LoraConfig``, such as ``{"r": 8}``: fine-tuning learns low-rank updates
+        of the predictor and leaves its own weights. Needs the extra `lora`.
     **kwargs
         See Darts' ``TorchForecastingModel`` and ``PLForecastingModule``: `n_epochs`, `batch_size`,
         `optimizer_cls`, `optimizer_kwargs`, `lr_scheduler_cls`, `lr_scheduler_kwargs`,
-        `pl_trainer_kwargs`, `random_state`, `model_name`, `work_dir`, `save_checkpoints`,
+        `pl_trainer_kwargs`, `enable_finetuning`, `random_state`, `model_name`, `work_dir`, `save_checkpoints`,
         `log_tensorboard`, ... The default optimiser is AdamW under a one-cycle schedule, with
         gradients clipped at 3 (tokenizer stage: 2). Window statistics are computed in float64 and
         the networks run in float32, whatever the series' data type.
@@ -206,9 +220,17 @@ class KronosModel(TwoStageTorchModel):
         valid_candles: bool = True,
         anchor: bool = False,
         likelihood: QuantileRegression | None = None,
+        hub_model_name: str | None = None,
+        hub_model_revision: str | None = None,
+        local_dir: str | PathLike[str] | None = None,
+        hub_tokenizer_name: str | None = None,
+        hub_tokenizer_revision: str | None = None,
+        tokenizer_local_dir: str | PathLike[str] | None = None,
+        lora: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         check_parameters(self.model_params)
+        self._pretrained = self._find_pretrained()
         params = with_defaults(self.model_params)
         self._context_bounds = context_bounds(input_chunk_length)
         at_most = {**params, "input_chunk_length": self._context_bounds[1]}
@@ -221,7 +243,7 @@ class KronosModel(TwoStageTorchModel):
         self.train_sample: TorchTrainingSample
         # Told by the first series that the model is trained on:
         self._components: list[str] | None = None
-        self._representation: str | None = representation
+        self._representation: str | None = self._wanted_representation
         self._uses_stamps: bool | None = None
         self._history = []
         self._tokenizer_ckpt_path = None
@@ -373,8 +395,9 @@ class KronosModel(TwoStageTorchModel):
         """Let the first training series tell components, representation and use of stamps."""
         if self.model is None:
             self._components, self._representation, self._uses_stamps = learn_series(
-                series, self._model_params["representation"], self.min_input_chunk_length
+                series, self._wanted_representation, self.min_input_chunk_length
             )
+            self._fit_to_pretrained(series)
 
     @property
     def _window_rules(self) -> WindowRules:
@@ -397,9 +420,13 @@ class KronosModel(TwoStageTorchModel):
         max_samples_per_ts: int | None,
         stride: int = 1,
     ) -> KronosTrainingDataset:
+        rules = self._window_rules
+        if not self._requires_training:
+            # Nothing is learned from a horizon, so none is needed.
+            rules = replace(rules, output_chunk_length=0)
         return KronosTrainingDataset(
             series,
-            self._window_rules,
+            rules,
             stride=stride,
             max_samples_per_ts=max_samples_per_ts,
             sample_weight=sample_weight,
@@ -426,20 +453,28 @@ class KronosModel(TwoStageTorchModel):
                 UserWarning,
                 stacklevel=2,
             )
-        configured = networks(self._model_params, n_components=len(self._components))
-        chunks = self.input_chunk_length + self.output_chunk_length
-        return KronosModule(
-            tokenizer_config=as_dict(configured.tokenizer),
-            predictor_config=as_dict(configured.predictor),
+        if self._pretrained is None:
+            size = networks(self._model_params, n_components=len(self._components))
+            chunks = self.input_chunk_length + self.output_chunk_length
+            configured = {
+                "tokenizer_config": as_dict(size.tokenizer),
+                "predictor_config": as_dict(size.predictor),
+                "clip": self._model_params["clip"],
+                "max_context": self._model_params["max_context"] or chunks,
+            }
+        else:
+            configured = self._pretrained.module_params(self._model_params)
+        module = KronosModule(
             components=self._components,
             representation=self._representation,
-            clip=self._model_params["clip"],
-            max_context=self._model_params["max_context"] or chunks,
             variable_context=self.min_input_chunk_length < self.input_chunk_length,
             augmentation={name: self._model_params[name] for name in AUGMENTATION},
             sampling=self.sampling,
+            **configured,
             **(self.pl_module_params or {}),
         )
+        self._start_from_pretrained(module)
+        return module
 
     # --- forecasting --------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The Lightning module around both networks: stage two's training, and the forecasts.
 
 Shapes by letter: B windows, S sample paths, T bars of the context, n bars of the horizon,
-C components, V entries of a codebook.
+C components that the tokenizer sees, G of these that series have, V entries of a codebook.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torchmetrics import MetricCollection
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.components import positions
+from darts_kronos.finetuning import add_lora
 from darts_kronos.generation import Sampling, generate
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
@@ -41,7 +42,7 @@ class KronosModule(PLForecastingModule):
     tokenizer_config, predictor_config
         Values of the two networks' configurations, as plain data.
     components
-        Names of the C components, in the networks' order.
+        Names of the series' components, in the networks' order.
     representation
         Name of how the tokenizer sees bars, "window" or "returns".
     clip
@@ -55,6 +56,10 @@ class KronosModule(PLForecastingModule):
         :class:`~darts_kronos.augmentation.Augmentation`.
     sampling
         What :meth:`set_sampling` takes.
+    network_components
+        Names of the C components that the tokenizer sees; None: those of the series.
+    lora
+        Of the predictor; see :func:`~darts_kronos.finetuning.add_lora`. None: it has none.
     **kwargs
         See Darts' ``PLForecastingModule``.
     """
@@ -70,12 +75,18 @@ class KronosModule(PLForecastingModule):
         variable_context: bool,
         augmentation: dict[str, float],
         sampling: dict[str, Any],
+        network_components: list[str] | None = None,
+        lora: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.tokenizer = KronosTokenizer(TokenizerConfig(**tokenizer_config))
         self.predictor = KronosPredictor(PredictorConfig(**predictor_config))
-        self.representation = representation_named(representation, components, clip)
+        if lora is not None:
+            add_lora(self.predictor, lora)
+        self.representation = representation_named(
+            representation, network_components or components, clip, given=components
+        )
         self.max_context = max_context
         self.variable_context = variable_context
         self.augmentation = Augmentation(**augmentation)
@@ -170,7 +181,7 @@ class KronosModule(PLForecastingModule):
 
     @io_processor
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
-        """One sample path of ``output_chunk_length`` bars, (B, n, C, 1), in the input's units."""
+        """One sample path of ``output_chunk_length`` bars, (B, n, G, 1), in the input's units."""
         paths = self._paths(x_in.past_target, stamps_of(x_in), self.output_chunk_length or 1, 1)
         return PLModuleOutput(prediction=paths[0].unsqueeze(-1))
 
@@ -182,13 +193,13 @@ class KronosModule(PLForecastingModule):
         Returns
         -------
         tuple
-            Paths or, for one sample, point forecasts, (S, B, n, C), in the units, data type and
-            component order of each series, or quantiles of each component, (1, B, n, C * Q); the
+            Paths or, for one sample, point forecasts, (S, B, n, G), in the units, data type and
+            component order of each series, or quantiles of each component, (1, B, n, G * Q); the
             series' schemas; the times of the first bars.
         """
         schemas, times = batch.series_schema, batch.pred_time
         assert schemas is not None and times is not None and self.pred_n is not None
-        components = self.representation.components
+        components = self.representation.given
         order = torch.tensor(
             [positions(list(schema["columns"]), components) for schema in schemas],
             device=batch.past_target.device,
@@ -218,7 +229,7 @@ class KronosModule(PLForecastingModule):
         num_samples: int,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Sample paths, (S, B, n, C), float64, after contexts (B, T, C) in the networks' order."""
+        """Sample paths, (S, B, n, G), float64, after contexts (B, T, G) in the networks' order."""
         missing = missing_bars(context) if self.variable_context else None
         if missing is not None and missing.any():
             # Contexts of one length at a time, so that each is read as if it were alone.

@@ -12,7 +12,9 @@ import torch
 from darts.utils.likelihood_models.torch import QuantileRegression
 
 from darts_kronos.augmentation import Augmentation
+from darts_kronos.finetuning import check_fine_tuning
 from darts_kronos.generation import Sampling
+from darts_kronos.hub import SOURCES, check_sources, names_weights
 from darts_kronos.module import check_point_forecast
 from darts_kronos.nn.config import KronosSize, is_number, override, size_named
 from darts_kronos.representation import REPRESENTATIONS
@@ -24,7 +26,13 @@ TOKENIZER_EPOCHS, TOKENIZER_STEPS = 4, 500
 """Training that is enough where the user does not say: so many epochs and steps at least."""
 
 TUNING_EPOCHS, TUNING_STEPS, TUNING_RATE = 2, 150, 1 / 3
-"""The same for a predictor that was trained before, and the share of its size's learning rate."""
+"""The same for a predictor that was trained before, and the share of its first learning rate."""
+
+FINE_TUNING_TOKENIZER_RATE, FINE_TUNING_PREDICTOR_RATE = 2e-4, 4e-5
+"""Learning rates where training starts from weights; the highest of those published."""
+
+LORA_RATE = 2e-4
+"""The same for LoRA's few new weights, which start from nothing; ours."""
 
 MOST_EPOCHS = 50
 """Bound on the epochs that a small set gets to make those steps."""
@@ -39,7 +47,6 @@ _NOT_FOR_KRONOS = {
     "add_encoders": "calendar stamps come from the series' own index",
     "loss_fn": "it is trained on the cross entropy of tokens",
     "use_reversible_instance_norm": "`representation` says how bars are normalised",
-    "enable_finetuning": "it is for models that start from released weights",
 }
 """Darts parameters that have no meaning here, and why."""
 
@@ -63,6 +70,7 @@ TRAINING_ONLY = (
     "tokenizer_batch_size",
     "tokenizer_optimizer_kwargs",
     "tokenizer_trainer_kwargs",
+    *SOURCES,
 )
 """Parameters in which saved weights and the model that takes them may differ."""
 
@@ -82,7 +90,7 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     """
     for name, why in _NOT_FOR_KRONOS.items():
         given = params.get(name)
-        if given is not None and (given is not False or name == "enable_finetuning"):
+        if given is not None and given is not False:
             raise ValueError(f"`{name}` is not supported by KronosModel: {why}.")
     likelihood = params.get("likelihood")
     if likelihood is not None and not isinstance(likelihood, QuantileRegression):
@@ -96,7 +104,11 @@ def check_parameters(params: Mapping[str, Any]) -> None:
         "tokenizer_batch_size": 1,
     }.items():
         _require_int(name, params[name], least)
-    for name, least in {"max_context": 2, "n_epochs_tokenizer": 1}.items():
+    check_sources(params)
+    check_fine_tuning(params)
+    # A stage can be left out only where weights stand in for what it would have learned.
+    fewest = 0 if names_weights(params) else 1
+    for name, least in {"max_context": 2, "n_epochs_tokenizer": fewest}.items():
         if params[name] is not None:
             _require_int(name, params[name], least)
     if params["output_chunk_shift"] != 0:
@@ -170,10 +182,19 @@ def networks(params: Mapping[str, Any], n_components: int) -> KronosSize:
     return replace(size, tokenizer=tokenizer, predictor=override(size.predictor, **own, **bits))
 
 
+def learning_rates(params: Mapping[str, Any]) -> tuple[float, float]:
+    """Learning rates of tokenizer and predictor where the user gives none."""
+    if names_weights(params):
+        lora = params["lora"] is not None
+        return FINE_TUNING_TOKENIZER_RATE, LORA_RATE if lora else FINE_TUNING_PREDICTOR_RATE
+    size = size_named(params["size"] or DEFAULT_SIZE)
+    return size.tokenizer_lr, size.predictor_lr
+
+
 def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with the epochs and the optimisers of both stages that are not given."""
-    size = size_named(params["size"] or DEFAULT_SIZE)
-    tokenizer = {"lr": size.tokenizer_lr, **ADAMW, **(params["tokenizer_optimizer_kwargs"] or {})}
+    tokenizer_lr, predictor_lr = learning_rates(params)
+    tokenizer = {"lr": tokenizer_lr, **ADAMW, **(params["tokenizer_optimizer_kwargs"] or {})}
     filled = {
         "n_epochs": PREDICTOR_EPOCHS,
         **params,
@@ -183,7 +204,7 @@ def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
     if filled.get("optimizer_cls") is None:
         given = params.get("optimizer_kwargs") or {}
         filled["optimizer_cls"] = torch.optim.AdamW
-        filled["optimizer_kwargs"] = {"lr": size.predictor_lr, **ADAMW, **given}
+        filled["optimizer_kwargs"] = {"lr": predictor_lr, **ADAMW, **given}
     return filled
 
 
@@ -213,7 +234,7 @@ def tuning_rate(params: Mapping[str, Any]) -> float | None:
     """Learning rate of a predictor that was trained before; None if the user gave an optimiser."""
     if params.get("optimizer_cls") is not None or "lr" in (params.get("optimizer_kwargs") or {}):
         return None
-    return TUNING_RATE * size_named(params["size"] or DEFAULT_SIZE).predictor_lr
+    return TUNING_RATE * learning_rates(params)[1]
 
 
 def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:

@@ -68,7 +68,7 @@ def reconstruct(
             f"{n_bars} of {len(series)} bars."
         )
     representation, tokenizer = module.representation, module.tokenizer
-    order = positions(list(series.components), representation.components)
+    order = positions(list(series.components), representation.given)
     values = series.values(copy=False)[:, order].astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("The series holds values that are missing or infinite.")

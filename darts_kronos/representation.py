@@ -1,6 +1,7 @@
 """How the tokenizer sees bars: the one place that knows, both ways.
 
-Shapes by letter: B windows, S sample paths, T bars of a window, n new bars, C components.
+Shapes by letter: B windows, S sample paths, T bars of a window, n new bars, C components that the
+tokenizer sees, G of these that are given.
 Statistics come from the context alone and are computed in float64; the networks get float32.
 """
 
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from darts_kronos.components import PRICES, VOLUMES, has_prices
+from darts_kronos.components import CANDLE, PRICES, VOLUMES, has_prices
 
 WINDOW_EPS = 1e-5
 """Added to the standard deviation of a "window" representation, as released."""
@@ -47,9 +48,17 @@ class Representation(ABC):
     Parameters
     ----------
     components
-        Names of the C components, in the networks' order.
+        Names of the C components that the tokenizer sees, in the networks' order.
     clip
         Bound on the absolute normalised value that the networks get.
+    given
+        Names of the components of the bars in their own units, in the networks' order; None: all.
+        A tokenizer of whole candles takes bars without volume or amount: see ``completed``.
+
+    Raises
+    ------
+    ValueError
+        If the components that are not given cannot be made up.
     """
 
     name: str
@@ -58,11 +67,34 @@ class Representation(ABC):
     """Whether a bar's normalised values say nothing of the level that the bars before it reached,
     so that a bar can be varied by itself."""
 
-    def __init__(self, components: Sequence[str], clip: float):
+    def __init__(self, components: Sequence[str], clip: float, given: Sequence[str] | None = None):
         self.components = tuple(components)
         self.clip = clip
+        self.given = tuple(given or components)
+        made_up = [name for name in self.components if name not in self.given]
+        if made_up and (self.components != CANDLE or set(made_up) - set(VOLUMES)):
+            raise ValueError(
+                f"The tokenizer sees {list(self.components)}, the bars have {list(self.given)}: "
+                f"{', '.join(made_up)} cannot be made up."
+            )
         self.prices = [self.components.index(name) for name in PRICES if name in self.components]
         self.volumes = [self.components.index(name) for name in VOLUMES if name in self.components]
+        self._own = [self.components.index(name) for name in self.given]
+
+    def completed(self, bars: Tensor) -> Tensor:
+        """Bars (B, T, G) of the given components as the tokenizer takes them, (B, T, C).
+
+        As released: without volume, volume and amount are 0; without amount, it is the volume
+        times the mean of the four prices.
+        """
+        if self.given == self.components:
+            return bars
+        prices = bars[..., self.prices]
+        if "volume" in self.given:
+            volume = bars[..., self.given.index("volume"), None]
+        else:
+            volume = torch.zeros_like(prices[..., :1])
+        return torch.cat((prices, volume, volume * prices.mean(dim=-1, keepdim=True)), dim=-1)
 
     def encode(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
         """Normalise windows by the statistics of their first `context_length` bars.
@@ -70,7 +102,7 @@ class Representation(ABC):
         Parameters
         ----------
         bars
-            Windows in their own units, (B, T, C).
+            Windows in their own units, (B, T, G).
         context_length
             Bars of each window that are known when a forecast is made, >= 1.
 
@@ -79,7 +111,7 @@ class Representation(ABC):
         tuple
             Normalised bars, (B, T, C), float32, within [-clip, clip]; and the statistics.
         """
-        features, statistics = self._features(bars.double(), context_length)
+        features, statistics = self._features(self.completed(bars.double()), context_length)
         centered = features - statistics.center
         normalised = torch.where(statistics.scale > 0, centered / statistics.scale, 0.0)
         return normalised.clamp(-self.clip, self.clip).float(), statistics
@@ -88,9 +120,8 @@ class Representation(ABC):
     def _features(self, bars: Tensor, context_length: int) -> tuple[Tensor, Statistics]:
         """Features (B, T, C) before normalisation, and the statistics of their context."""
 
-    @abstractmethod
     def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
-        """Bars in their own units, (S, B, n, C), float64, that follow the context.
+        """Bars in their own units, (S, B, n, G), float64, that follow the context.
 
         Parameters
         ----------
@@ -99,6 +130,15 @@ class Representation(ABC):
         statistics
             Of the B contexts, as ``encode`` gave them.
         """
+        return self._narrowed(self._decoded(normalised, statistics))
+
+    @abstractmethod
+    def _decoded(self, normalised: Tensor, statistics: Statistics) -> Tensor:
+        """Bars in their own units, (S, B, n, C): what ``decode`` gives of all components."""
+
+    def _narrowed(self, bars: Tensor) -> Tensor:
+        """The given components, (..., G), of bars (..., C)."""
+        return bars if self.given == self.components else bars[..., self._own]
 
     def mirrored(self, normalised: Tensor) -> Tensor:
         """Normalised bars (B, T, C) upside down: prices negated, highs and lows exchanged.
@@ -114,7 +154,7 @@ class Representation(ABC):
         return turned
 
     def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
-        """Bars (B, T, C) in their own units, each after the actual bars (B, T, C) before it.
+        """Bars (B, T, G) in their own units, each after the actual bars (B, T, G) before it.
 
         ``decode`` goes on from bars that it decoded itself; this shows what became of single ones.
 
@@ -123,7 +163,7 @@ class Representation(ABC):
         normalised
             What the tokenizer made of the bars, (B, T, C).
         bars
-            The bars themselves, (B, T, C).
+            The bars themselves, (B, T, G).
         statistics
             As ``encode`` gave them.
         """
@@ -139,9 +179,9 @@ class Representation(ABC):
         Parameters
         ----------
         paths
-            Paths in their own units, (S, B, n, C).
+            Paths in their own units, (S, B, n, G).
         context
-            The bars before them, in their own units, (B, T, C).
+            The bars before them, in their own units, (B, T, G).
         last
             What the tokenizer made of the contexts' last bars, normalised, (B, C).
         statistics
@@ -158,9 +198,9 @@ class Representation(ABC):
         Parameters
         ----------
         paths
-            Paths in their own units, (S, B, n, C).
+            Paths in their own units, (S, B, n, G).
         context
-            The bars before them, in their own units, (B, T, C).
+            The bars before them, in their own units, (B, T, G).
         """
         paths = paths.clone()
         if self.prices:
@@ -171,8 +211,9 @@ class Representation(ABC):
                 prices[..., 1] = prices.amax(dim=-1)
                 prices[..., 2] = prices.amin(dim=-1)
             paths[..., self.prices] = prices
-        if self.volumes:
-            paths[..., self.volumes] = paths[..., self.volumes].clamp(min=0.0)
+        volumes = [i for i, name in enumerate(self.given) if name in VOLUMES]
+        if volumes:
+            paths[..., volumes] = paths[..., volumes].clamp(min=0.0)
         return paths
 
 
@@ -188,8 +229,7 @@ class WindowRepresentation(Representation):
         scale = context.std(dim=1, keepdim=True, correction=0) + WINDOW_EPS
         return bars, Statistics(center, scale)
 
-    def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
-        """Bars in their own units; see the base class."""
+    def _decoded(self, normalised: Tensor, statistics: Statistics) -> Tensor:
         return normalised.double() * statistics.scale + statistics.center
 
     def anchored(
@@ -219,8 +259,8 @@ class ReturnsRepresentation(Representation):
     name = "returns"
     separate_bars = True
 
-    def __init__(self, components: Sequence[str], clip: float):
-        super().__init__(components, clip)
+    def __init__(self, components: Sequence[str], clip: float, given: Sequence[str] | None = None):
+        super().__init__(components, clip, given)
         if not has_prices(self.components):
             raise ValueError(
                 "`representation='returns'` needs the components open, high, low and close; got "
@@ -246,8 +286,7 @@ class ReturnsRepresentation(Representation):
         scale = scale.masked_fill(constant, 0.0)
         return features, Statistics(center, scale, close[:, context_length - 1])
 
-    def decode(self, normalised: Tensor, statistics: Statistics) -> Tensor:
-        """Bars in their own units; see the base class."""
+    def _decoded(self, normalised: Tensor, statistics: Statistics) -> Tensor:
         assert statistics.last_close is not None
         features = normalised.double() * statistics.scale + statistics.center
         close_returns = features[..., self.prices[-1]]
@@ -257,7 +296,8 @@ class ReturnsRepresentation(Representation):
     def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
         """Bars over the actual closes before them; see the base class."""
         features = normalised.double() * statistics.scale + statistics.center
-        return self._bars(features, self._previous(bars[..., self.prices].double().log()))
+        previous = self._previous(bars[..., self.prices].double().log())
+        return self._narrowed(self._bars(features, previous))
 
     @staticmethod
     def _previous(log_prices: Tensor) -> Tensor:
@@ -275,8 +315,10 @@ REPRESENTATIONS = {cls.name: cls for cls in (WindowRepresentation, ReturnsRepres
 """The representations by name."""
 
 
-def representation_named(name: str, components: Sequence[str], clip: float) -> Representation:
-    """The representation called `name` for these components.
+def representation_named(
+    name: str, components: Sequence[str], clip: float, given: Sequence[str] | None = None
+) -> Representation:
+    """The representation called `name` for these components; see :class:`Representation`.
 
     Raises
     ------
@@ -288,4 +330,4 @@ def representation_named(name: str, components: Sequence[str], clip: float) -> R
             f"Unknown representation {name!r}; the representations are "
             f"{', '.join(map(repr, REPRESENTATIONS))}."
         )
-    return REPRESENTATIONS[name](components, clip)
+    return REPRESENTATIONS[name](components, clip, given)

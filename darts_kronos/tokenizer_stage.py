@@ -197,7 +197,6 @@ class TokenizerTraining:
         if checkpoints is not None:
             callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
-        self.module.tokenizer.requires_grad_(True)
         self.stage = TokenizerStage(module, optimizer_kwargs)
         plugins = list(params.pop("plugins", None) or [])
         if not any(isinstance(one, CheckpointIO) for one in plugins):

@@ -28,6 +28,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from darts_kronos.darts_base import StampedTorchModel
+from darts_kronos.finetuning import trainable
+from darts_kronos.hub import names_weights
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
 from darts_kronos.storage import UNREADABLE, held, saying_what_was_not_written
@@ -77,8 +79,9 @@ class TwoStageTorchModel(StampedTorchModel):
     _history: list[dict[str, Any]]
     _tokenizer_ckpt_path: str | None
 
-    # Darts sets it; the type checker cannot see it.
+    # Darts sets these; the type checker cannot see it.
     batch_size: int
+    enable_finetuning: bool | dict[str, list[str]] | None
 
     tokenizer_optimizer_kwargs: dict[str, Any]
     tokenizer_trainer_kwargs: dict[str, Any]
@@ -104,15 +107,22 @@ class TwoStageTorchModel(StampedTorchModel):
                 f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
                 f"windows, a batch {datamodule.batch_size}."
             )
+        trained = self._stages_due(model, trainer)
+        if not trained:
+            self._take_as_it_is(model, trainer)
+            return
         rate = tuning_rate(self._model_params)
         if self._goes_on_trained and rate is not None:
             model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         # Drawn at once, so that the second stage does not depend on where the first began.
         seed = int(torch.randint(2**31, ()))
-        if self._retrain_tokenizer or not model.tokenizer_fitted:
+        if "tokenizer" in trained:
             logger.info("Stage 1 of 2: training the tokenizer.")
             seed = self._train_tokenizer(model, datamodule, trainer, seed)
-        model.tokenizer.requires_grad_(False)
+        if "predictor" not in trained:
+            self._take_as_it_is(model, trainer)
+            return
+        self._set_trainable(model, "predictor")
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
@@ -134,6 +144,43 @@ class TwoStageTorchModel(StampedTorchModel):
             )
             raise
 
+    def _stages_due(self, model: KronosModule, trainer: pl.Trainer) -> tuple[str, ...]:
+        """The stages that `fit` has to train, in order."""
+        starts = self.model is None and names_weights(self._model_params)
+        wanted = {
+            "tokenizer": self._retrain_tokenizer or starts or not model.tokenizer_fitted,
+            "predictor": trainer.max_epochs != 0,
+        }
+        if starts and self._model_params["n_epochs_tokenizer"] == 0:
+            wanted["tokenizer"] = False
+        names = self._trainable(model)
+        return tuple(
+            stage
+            for stage in STAGES
+            if wanted[stage] and any(name.startswith(f"{stage}.") for name in names)
+        )
+
+    def _trainable(self, model: KronosModule) -> set[str]:
+        """Names of the weights that training may move, of both stages."""
+        names = [name for name, _ in model.named_parameters()]
+        if not model.predictor.config.learn_time_embedding:
+            names = [name for name in names if not name.startswith("predictor.calendar.")]
+        tuning = True if self.enable_finetuning is None else self.enable_finetuning
+        return trainable(names, tuning, self._model_params["lora"] is not None)
+
+    def _set_trainable(self, model: KronosModule, stage: str) -> None:
+        """Let a stage move its own weights and no others."""
+        names = self._trainable(model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in names and name.startswith(f"{stage}."))
+
+    def _take_as_it_is(self, model: KronosModule, trainer: pl.Trainer) -> None:
+        """End `fit` without a second stage."""
+        trainer.strategy.connect(model)
+        self.model, self.trainer = model, trainer
+        self.load_ckpt_path = None
+        self._fit_called = True
+
     def _tokenizer_training(
         self,
         model: KronosModule,
@@ -142,6 +189,7 @@ class TwoStageTorchModel(StampedTorchModel):
         with_checkpoints: bool = True,
     ) -> TokenizerTraining:
         """Stage one, ready to run, beside the trainer of stage two."""
+        self._set_trainable(model, "tokenizer")
         kept = self.save_checkpoints and with_checkpoints
         return TokenizerTraining(
             model,
@@ -239,7 +287,7 @@ class TwoStageTorchModel(StampedTorchModel):
             if not model.tokenizer_fitted:
                 training = self._tokenizer_training(model, windows, trainer, with_checkpoints=False)
                 training.fit([], int(torch.randint(2**31, ())))
-            model.tokenizer.requires_grad_(False)
+            self._set_trainable(model, "predictor")
         return params
 
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:

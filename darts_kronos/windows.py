@@ -1,6 +1,7 @@
 """Training batches as the networks see them: normalised, varied, aligned, weighted.
 
-Shapes by letter: B windows, T bars of the context, n bars of the horizon, C components.
+Shapes by letter: B windows, T bars of the context, n bars of the horizon, C components that the
+networks see, G of these that series have.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def training_windows(
         whole = None if stamps is None else stamps.long()
     else:
         place = torch.arange(bars.shape[1], device=bars.device)
-        normalised = bars.new_zeros(bars.shape, dtype=torch.float32)
+        shape = (*bars.shape[:2], len(representation.components))
+        normalised = bars.new_zeros(shape, dtype=torch.float32)
         for m in missing.unique().tolist():
             rows = missing == m
             found, _ = representation.encode(bars[rows, m:], T - m)
@@ -108,7 +110,7 @@ def training_windows(
 
 
 def missing_bars(context: Tensor) -> Tensor:
-    """Number of bars of NaN that each context (B, T, C) begins with, (B,)."""
+    """Number of bars of NaN that each context (B, T, G) begins with, (B,)."""
     return context[..., 0].isnan().sum(dim=1)
 
 

@@ -1,0 +1,136 @@
+"""A two-stage model that may start from weights, and gives its own back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from darts import TimeSeries
+from darts.utils.serialization import add_safe_globals
+from torch import nn
+
+from darts_kronos.components import VOLUMES
+from darts_kronos.finetuning import add_lora, plain_name, trainable
+from darts_kronos.hub import names_weights
+from darts_kronos.module import KronosModule
+from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
+from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.tokenizer import KronosTokenizer
+from darts_kronos.pretrained import Pretrained, load_pretrained, network_weights
+from darts_kronos.two_stages import TwoStageTorchModel
+
+_START: ContextVar[Pretrained | None] = ContextVar("_START", default=None)
+"""Weights that a copy of a model starts from, so that it need not read them again."""
+
+
+class PretrainedTorchModel(TwoStageTorchModel):
+    """A two-stage model that starts from weights, if its parameters name some."""
+
+    _pretrained: Pretrained | None
+    _components: list[str] | None
+    _representation: str | None
+    _uses_stamps: bool | None
+
+    def _find_pretrained(self) -> Pretrained | None:
+        """The weights that the parameters name, read and checked; None if they name none."""
+        params = self.model_params
+        for name in ("local_dir", "tokenizer_local_dir"):
+            if params[name] is not None:
+                # Darts loads no saved model that holds a Path.
+                params[name] = os.fspath(params[name])
+        if not names_weights(params):
+            return None
+        if params.get("enable_finetuning") is None:
+            params["enable_finetuning"] = False
+        pretrained = _START.get() or load_pretrained(params)
+        tuning = params["enable_finetuning"]
+        pretrained.check(params, fine_tuned=bool(tuning))
+        # A network without weights of its own tells what patterns of names mean.
+        with torch.device("meta"):
+            tokenizer = KronosTokenizer(TokenizerConfig(**pretrained.tokenizer_config))
+            predictor = KronosPredictor(PredictorConfig(**pretrained.predictor_config))
+        if params["lora"] is not None:
+            add_lora(predictor, params["lora"])
+        networks = nn.ModuleDict({"tokenizer": tokenizer, "predictor": predictor})
+        names = [name for name, _ in networks.named_parameters()]
+        trainable(names, tuning, params["lora"] is not None)
+        return pretrained
+
+    @property
+    def _wanted_representation(self) -> str | None:
+        """The representation that is given, or that the weights have."""
+        given: str | None = self._model_params["representation"]
+        if given is None and self._pretrained is not None:
+            return str(self._pretrained.settings["representation"])
+        return given
+
+    def _fit_to_pretrained(self, series: Sequence[TimeSeries]) -> None:
+        """Let the weights say which components are used, and whether stamps are."""
+        if self._pretrained is None:
+            return
+        self._components = self._pretrained.take_series(list(series[0].components))
+        if not self._pretrained.settings["calendar_stamps"]:
+            self._uses_stamps = False
+        missing = set(self._pretrained.components) - set(self._components)
+        if "volume" in missing and "amount" in self._components:
+            warnings.warn(
+                "The series have an amount but no volume: as in the original, the networks then "
+                "see neither, and forecasts of the amount mean nothing.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _start_from_pretrained(self, module: KronosModule) -> None:
+        """Give a new module the weights that it starts from, if there are any."""
+        if self._pretrained is None:
+            return
+        weights = self._start_weights()
+        state = {
+            name: weights[plain_name(name)] if plain_name(name) in weights else tensor
+            for name, tensor in module.state_dict().items()
+        }
+        module.load_state_dict(state)
+        module.tokenizer_fitted.fill_(True)
+
+    def _start_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the model started from, wherever they are now."""
+        assert self._pretrained is not None
+        if self._pretrained.weights is None:
+            if self.model is not None:
+                self._pretrained.weights = network_weights(self.model)
+            else:
+                self._pretrained = load_pretrained(self._model_params)
+        assert self._pretrained.weights is not None
+        return self._pretrained.weights
+
+    def untrained_model(self) -> Any:
+        """A new model with the same parameters, which starts from the same weights."""
+        if self._pretrained is not None:
+            self._start_weights()
+        token = _START.set(self._pretrained)
+        try:
+            return super().untrained_model()
+        finally:
+            _START.reset(token)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved; a model's own weights, which Darts saves beside it, are left out."""
+        state: dict[str, Any] = super().__getstate__()
+        pretrained, model = self._pretrained, self.model
+        if pretrained is None or pretrained.weights is None or model is None:
+            return state
+        own = model.state_dict()
+        if all(
+            name in own and torch.equal(own[name].cpu(), tensor)
+            for name, tensor in pretrained.weights.items()
+        ):
+            state["_pretrained"] = Pretrained(**{**vars(pretrained), "weights": None})
+        return state
+
+
+# Darts loads no classes from outside its own package unless they are registered.
+add_safe_globals([Pretrained])
