@@ -1,4 +1,4 @@
-"""Training on two processes is training on one with twice the batch."""
+"""Two processes train as one with twice the batch; devices and precisions agree."""
 
 import os
 import subprocess
@@ -8,6 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import TINY, candles, tiny_model
+
+from darts_kronos import KronosModel
+from darts_kronos.nn import layers
+from darts_kronos.parameters import AUGMENTATION
 
 STRATEGIES = ["one", "ddp", "ddp_spawn"]
 
@@ -54,3 +59,54 @@ def test_they_equal_one_process_with_twice_the_batch(runs, strategy):
 @pytest.mark.parametrize("strategy", ["one-0", "ddp-0", "ddp-1", "ddp_spawn-0"])
 def test_every_forecast_comes_back(runs, strategy):
     assert runs[strategy]["forecasts"] == 5
+
+
+ACCELERATORS = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+class TestAccelerators:
+    """Run where there is one; for CUDA, with ``CUDA_VISIBLE_DEVICES=0`` in the environment."""
+
+    @pytest.fixture(autouse=True)
+    def present(self, accelerator):
+        if not ACCELERATORS[accelerator]:
+            pytest.skip(f"there is no {accelerator} here")
+
+    def test_it_forecasts_as_the_cpu_does(self, accelerator, tmp_path):
+        series = candles(100)
+        model = tiny_model(top_k=1, point_forecast="sample").fit(series)
+        model.save(str(tmp_path / "model.pt"))
+        there = KronosModel.load(
+            str(tmp_path / "model.pt"), pl_trainer_kwargs={"accelerator": accelerator}
+        )
+        found, expected = there.predict(6), model.predict(6)
+        assert next(there.model.parameters()).device.type != "cpu"
+        np.testing.assert_allclose(found.values(), expected.values(), rtol=1e-4)
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_both_stages_train_as_on_the_cpu(self, accelerator, precision):
+        plain = dict.fromkeys(("ffn_dropout", "resid_dropout", "token_dropout", *AUGMENTATION), 0.0)
+        losses = {}
+        for name in ("cpu", accelerator):
+            trainer = {**TINY["pl_trainer_kwargs"], "accelerator": name, "precision": precision}
+            model = tiny_model(pl_trainer_kwargs=trainer, **plain)
+            model.fit(candles(100), dataloader_kwargs={"shuffle": False})
+            losses[name] = model.training_history["train_loss"]
+        bound = 1e-3 if precision == "32-true" else 5e-2
+        np.testing.assert_allclose(losses[accelerator], losses["cpu"], rtol=bound)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_rotary_tables_are_float32_in_training_and_forecasts(precision, monkeypatch):
+    made, seen = layers.rotary_table, []
+
+    def noted(*args):
+        table = made(*args)
+        seen.extend(one.dtype for one in table)
+        return table
+
+    monkeypatch.setattr(layers, "rotary_table", noted)
+    trainer = {**TINY["pl_trainer_kwargs"], "precision": precision}
+    tiny_model(pl_trainer_kwargs=trainer).fit(candles(60)).predict(6)
+    assert seen and set(seen) == {torch.float32}

@@ -1,5 +1,6 @@
 """Tests that take minutes: ``python -m pytest -m slow``."""
 
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +46,22 @@ assert len(paths) == WINDOWS and paths[0].all_values().shape == (HORIZON, 6, SAM
 print("extra MB:", peak() - before)
 """
 
+SOAK = """
+import gc
+import psutil
+from factories import candles, tiny_model
+
+series, process = candles(60), psutil.Process()
+resident = []
+for i in range(200):
+    model = tiny_model(save_checkpoints=i % 20 == 0).fit(series, val_series=series)
+    model.predict(6, num_samples=4)
+    if i % 50 == 49:
+        gc.collect()
+        resident.append(process.memory_info().rss / 2**20)
+print("resident MB:", *resident)
+"""
+
 
 def test_the_quickstart_fits_backtests_and_draws(tmp_path):
     """Both stages' losses fall on its data, and what it prints is a table of sane figures."""
@@ -84,3 +101,19 @@ def test_many_paths_of_many_windows_take_little_memory(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     extra = float(re.search(r"extra MB: ([\d.]+)", run("-c", MEMORY)).group(1))
     assert extra < 2000
+
+
+def test_two_hundred_fits_and_forecasts_do_not_grow_the_memory(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SOAK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    resident = [float(one) for one in done.stdout.rpartition("resident MB:")[2].split()]
+    assert len(resident) == 4
+    # What torch and Lightning keep for good is there after the first fifty.
+    assert resident[-1] - resident[0] < 25, resident
