@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from darts import TimeSeries
-from darts.metrics import mcrps, mic
 from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
 from tqdm.auto import tqdm
 
-from darts_kronos.components import canonical
 from darts_kronos.parameters import check_sampling
+from darts_kronos.window_scores import (
+    INTERVALS,
+    check_lengths,
+    coverage_of_windows,
+    crps_of_windows,
+    measured_component,
+    window_forecasts,
+)
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
 TOP_PS = (None, 0.98, 0.95)
-
-INTERVALS = {"coverage 50": (0.25, 0.75), "coverage 90": (0.05, 0.95)}
 
 
 def calibrate(
@@ -84,17 +88,9 @@ def calibrate(
     for top_p in top_ps:
         check_sampling(model.sampling | {"top_p": top_p})
     series: Sequence[TimeSeries] = series2seq(val_series)
-    horizon, context = model.output_chunk_length, model.input_chunk_length
-    for i, one in enumerate(series):
-        if len(one) < context + horizon:
-            raise ValueError(
-                f"Validation series {i} is too short: it has {len(one)} bars, at least "
-                f"{context + horizon} are needed."
-            )
-    names = [canonical(name) for name in series[0].components]
-    measured = component or ("close" if "close" in names else names[0])
-    if canonical(measured) not in names:
-        raise ValueError(f"There is no component {component!r}; there are {', '.join(names)}.")
+    least = model.input_chunk_length + model.output_chunk_length
+    check_lengths(series, least, "Validation")
+    measured = measured_component(series[0], component)
 
     tried = dict.fromkeys([before["temperature"], *temperatures])
     progress = tqdm(total=len(tried) + len(set(top_ps) - {before["top_p"]}), disable=not verbose)
@@ -103,7 +99,7 @@ def calibrate(
     def measure(temperature: float, top_p: float | None) -> None:
         model.set_sampling(temperature=temperature, top_p=top_p)
         progress.set_description(f"temperature {temperature}, top_p {top_p}")
-        scores = _scores(model, series, names.index(canonical(measured)), num_samples, stride)
+        scores = _scores(model, series, measured, num_samples, stride)
         rows.append({"temperature": temperature, "top_p": top_p, **scores})
         progress.update()
 
@@ -136,28 +132,11 @@ def _scores(
     stride: int | None,
 ) -> dict[str, float]:
     """CRPS in units of each window's last value, and coverage, means over all windows."""
-    horizon = model.output_chunk_length
     crps, coverage = [], []
     for one in series:
-        forecasts = model.historical_forecasts(
-            one,
-            start=model.input_chunk_length,
-            start_format="position",
-            forecast_horizon=horizon,
-            stride=stride or horizon,
-            retrain=False,
-            last_points_only=False,
-            num_samples=num_samples,
-            verbose=False,
-            show_warnings=False,
-        )
-        name = one.components[component]
-        actual, found = one[name], [forecast[name] for forecast in forecasts]
-        starts = [actual.get_index_at_point(forecast.start_time()) for forecast in found]
-        last = np.abs(actual.values(copy=False)[np.array(starts) - 1, 0])
-        came = [actual] * len(found)
-        crps.append(np.asarray(mcrps(came, found)) / np.maximum(last, np.finfo(float).tiny))
-        coverage.append(np.reshape(mic(came, found, q_interval=list(INTERVALS.values())), (-1, 2)))
+        found = window_forecasts(model, one, component, num_samples=num_samples, stride=stride)
+        crps.append(crps_of_windows(*found))
+        coverage.append(coverage_of_windows(*found))
     inside = np.concatenate(coverage).mean(axis=0)
     return {
         "CRPS": float(np.concatenate(crps).mean()),

@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from darts_kronos.augmentation import Augmentation
+from darts_kronos.autologging import not_autologged
 from darts_kronos.module import KronosModule
 from darts_kronos.training import (
     EpochRandomness,
@@ -227,7 +228,7 @@ class TokenizerTraining:
         own = [TrainingHistory("tokenizer", history), randomness, NameStage("tokenizer")]
         if self.windows.val_dataset is not None:
             own.append(best)
-        with attached(self.trainer, *own):
+        with not_autologged(), attached(self.trainer, *own):
             self.trainer.fit(self.stage, datamodule=self.windows, ckpt_path=ckpt_path)
         best.put_back(self.stage)
         self.module.tokenizer.eval()
