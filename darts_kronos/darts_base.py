@@ -24,6 +24,9 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     trainer: pl.Trainer | None
     trainer_params: dict[str, Any]
 
+    # Whether `save` is at work.
+    _saving = False
+
     @property
     def extreme_lags(self) -> tuple[int | None, ...]:
         """Bars that a forecast needs: context and horizon, and no covariates."""
@@ -70,6 +73,24 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         finally:
             self.trainer_params = given
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle keeps: the networks too, which `save` writes to a file of their own."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_saving", None)
+        if self.model is not None and not self._saving:
+            weights = {name: one.detach().cpu() for name, one in self.model.state_dict().items()}
+            state["_networks"] = dict(self.model.hparams), weights
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read what pickle kept."""
+        networks = state.pop("_networks", None)
+        super().__setstate__(state)
+        if networks is not None:
+            params, weights = networks
+            self.model = KronosModule(**params)
+            self.model.load_state_dict(weights)
+
     def save(self, path: str | None = None, clean: bool = False) -> None:
         """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``.
 
@@ -81,8 +102,12 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             trainer.strategy.connect(self.model)
             self.trainer = trainer
         path = self._default_save_path() + ".pt" if path is None else os.fspath(path)
-        with replacing(path) as written:
-            super().save(written, clean=clean)
+        self._saving = True
+        try:
+            with replacing(path) as written:
+                super().save(written, clean=clean)
+        finally:
+            self._saving = False
 
     def _create_save_dirs(self) -> None:
         make_folder(os.path.join(self.work_dir, self.model_name), "work_dir")

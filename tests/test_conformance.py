@@ -5,6 +5,7 @@ What is about KronosModel alone has test modules of its own.
 
 import copy
 import os
+import pickle
 from unittest.mock import ANY, patch
 
 import numpy as np
@@ -82,6 +83,14 @@ class TestSaving:
         again = KronosModel.load(str(tmp_path / "again.pt"))
         found = [one.predict(4) for one in (automatic, manual, loaded, from_checkpoint, again)]
         assert all(one == found[0] for one in found[1:])
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+    def test_copies_and_pickles_hold_the_networks(self, fitted, series, copied):
+        found = copied(fitted)
+        options = {"n": 4, "random_state": 1}
+        assert found.predict(**options) == fitted.predict(**options)
+        found.fit(series)
+        assert found.predict(**options) != fitted.predict(**options)
 
     @pytest.mark.parametrize("clean", [False, True])
     def test_an_unfitted_model_may_be_saved_and_says_that_it_is(self, tmp_path, clean):
