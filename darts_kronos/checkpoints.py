@@ -369,10 +369,14 @@ def inspect(folder: str | PathLike[str]) -> dict[str, Any]:
     if PREDICTOR_FOLDER in parts:
         part = parts[PREDICTOR_FOLDER]
         predictor = predictor_config_from_released(part["config"])
-        sizes = [name for name, size in SIZES.items() if _shape(size.predictor) == _shape(predictor)]
+        sizes = [
+            name for name, size in SIZES.items() if _shape(size.predictor) == _shape(predictor)
+        ]
         called = f' (size "{sizes[0]}")' if sizes else ""
         blocks = f"{predictor.n_layers} layers"
-        found["predictor"] = f"{part['parameters']:,} parameters: {blocks}, {_widths(predictor)}{called}"
+        found["predictor"] = (
+            f"{part['parameters']:,} parameters: {blocks}, {_widths(predictor)}{called}"
+        )
     either = tokenizer or predictor
     assert either is not None
     found["s1_bits"], found["s2_bits"] = either.s1_bits, either.s2_bits
@@ -570,12 +574,11 @@ def _load_parts(
 
 def _split_parts(network: Any, sources: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
     """A network's weights under the released names, on the CPU, in float32."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for ours, tensor in network.state_dict().items():
         parts = tensor.detach().float().cpu().chunk(len(sources[ours]))
         weights |= {
-            name: part.clone().contiguous()
-            for name, part in zip(sources[ours], parts, strict=True)
+            name: part.clone().contiguous() for name, part in zip(sources[ours], parts, strict=True)
         }
     return weights
 
