@@ -37,9 +37,12 @@ CARD_FILE = "README.md"
 _OWN_FILES = {
     f"{part}/{name}"
     for part in (TOKENIZER_FOLDER, PREDICTOR_FOLDER)
-    for name in (CONFIG_FILE, WEIGHTS_FILE)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 } | {SETTINGS_FILE, CARD_FILE}
-"""What a written folder may hold; one that holds more is not replaced."""
+"""What a folder of weights holds; one that holds more is not replaced."""
+
+_HUB_NOTES = ".cache/"
+"""Folder in which the hub's client notes what it downloaded to a folder."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -112,7 +115,8 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file, not a folder.")
     files = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    foreign = sorted({path.relative_to(folder).as_posix() for path in files} - _OWN_FILES)
+    names = {path.relative_to(folder).as_posix() for path in files} - _OWN_FILES
+    foreign = sorted(name for name in names if not name.startswith(_HUB_NOTES))
     if foreign:
         raise ValueError(
             f"'{folder}' holds other files, which would be lost ({', '.join(foreign[:3])}"
