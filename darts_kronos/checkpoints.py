@@ -574,7 +574,7 @@ def _load_parts(
 
 def _split_parts(network: Any, sources: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
     """A network's weights under the released names, on the CPU, in float32."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for ours, tensor in network.state_dict().items():
         parts = tensor.detach().float().cpu().chunk(len(sources[ours]))
         weights |= {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from darts_kronos.hub import names_weights
 
-LORA_TARGETS = ("qkv", "out", "gate_value", "down")
-"""Layers of the predictor's blocks that LoRA works on, if the user names none."""
+LORA_TARGETS = ("qkv", "query", "key_value", "out", "gate_value", "down")
+"""Layers that LoRA works on, if the user names none: all of attention and feed-forward."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _LORA_MISSING = (
     "`lora` needs the package peft, which is not installed: `pip install 'darts-kronos[lora]'`."
@@ -97,8 +99,8 @@ def add_lora(predictor: nn.Module, lora: Mapping[str, Any]) -> None:
     predictor
         The network; its own weights are frozen by this.
     lora
-        Parameters of peft's ``LoraConfig``. `target_modules` are, if not given, the projections
-        and feed-forward layers of all blocks.
+        Parameters of peft's ``LoraConfig``. `target_modules` are, if not given, the linear layers
+        of all attention and feed-forward.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def add_lora(predictor: nn.Module, lora: Mapping[str, Any]) -> None:
         raise ValueError(f"`lora`={dict(lora)!r} cannot be added: {error}") from error
 
 
-def merged(predictor: nn.Module) -> nn.Module:
+def merged(predictor: Network) -> Network:
     """The predictor with LoRA's updates added into its own weights; itself if it has none."""
     if not any(is_lora(name) for name, _ in predictor.named_parameters()):
         return predictor

@@ -183,6 +183,7 @@ def locate(params: Mapping[str, Any]) -> Located:
 def _locate_tokenizer(params: Mapping[str, Any], root: Path | None, own: Path | None) -> Path:
     name, revision = params.get("hub_tokenizer_name"), params.get("hub_tokenizer_revision")
     given, model = params.get("tokenizer_local_dir"), params.get("hub_model_name")
+    released = TOKENIZER_OF.get(str(model))
     if given is not None:
         folder = _existing("tokenizer_local_dir", given)
         if (folder / TOKENIZER_FOLDER / CONFIG_FILE).is_file():
@@ -192,10 +193,8 @@ def _locate_tokenizer(params: Mapping[str, Any], root: Path | None, own: Path | 
         return _fetch(name, revision, None)
     if own is not None:
         return own
-    if model in TOKENIZER_OF:
-        if root is None:
-            return _fetch(TOKENIZER_OF[model], None, None)
-        return _fetch(TOKENIZER_OF[model], None, root / TOKENIZER_FOLDER)
+    if released is not None:
+        return _fetch(released, None, None if root is None else root / TOKENIZER_FOLDER)
     belongs = {_base(model): tokenizer for model, tokenizer in TOKENIZER_OF.items()}
     hint = belongs.get(_base(str(model or root)))
     raise ValueError(
@@ -220,7 +219,7 @@ def _fetch_model(
 
     A repository holds a predictor alone, as those released do, or a whole model.
     """
-    with _asking(name, revision):
+    with asking(name, revision):
         try:
             target = None if root is None else root / PREDICTOR_FOLDER
             return _download(name, revision, "", target), None, None
@@ -238,7 +237,7 @@ def _fetch_model(
 
 def _fetch(name: str, revision: str | None, target: Path | None) -> Path:
     """The folder, on this machine, of a repository with one checkpoint."""
-    with _asking(name, revision):
+    with asking(name, revision):
         return _download(name, revision, "", target)
 
 
@@ -261,7 +260,7 @@ class _Repository(HuggingFaceConnector):
 
 
 @contextmanager
-def _asking(name: str, revision: str | None) -> Iterator[None]:
+def asking(name: str, revision: str | None) -> Iterator[None]:
     """Let the hub's errors say what to do."""
     try:
         yield

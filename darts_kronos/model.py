@@ -139,24 +139,24 @@ class KronosModel(PretrainedTorchModel):
         Darts' ``QuantileRegression``, or None. With it ``predict_likelihood_parameters=True`` gives
         its quantiles, those of `num_point_samples` paths; it changes nothing else.
     hub_model_name, hub_model_revision
-        Weights to start from: a model on the hub, such as "NeoQuasar/Kronos-small", and its branch,
-        tag or commit. Without fine-tuning `fit` trains nothing. What the weights have decides sizes,
-        bits, representation and, unless given, `max_context`.
+        Weights to start from: a model on the hub, such as "NeoQuasar/Kronos-small", and its
+        branch, tag or commit. Without `enable_finetuning`, ``fit`` trains nothing. What the
+        weights have decides sizes, bits, representation and, unless given, `max_context`.
     local_dir
         A folder with the weights: one that :meth:`save_pretrained` wrote, or a predictor's. With
         `hub_model_name`, what is missing there is downloaded to it.
     hub_tokenizer_name, hub_tokenizer_revision, tokenizer_local_dir
         The same for the tokenizer, where it is not the one that belongs to the predictor.
     lora
-        Parameters of peft's ``LoraConfig``, such as ``{"r": 8}``: fine-tuning learns low-rank updates
-        of the predictor and leaves its own weights. Needs the extra `lora`.
+        Parameters of peft's ``LoraConfig``, such as ``{"r": 8}``: fine-tuning learns low-rank
+        updates of the predictor and leaves its own weights. Needs the extra `lora`.
     **kwargs
         See Darts' ``TorchForecastingModel`` and ``PLForecastingModule``: `n_epochs`, `batch_size`,
         `optimizer_cls`, `optimizer_kwargs`, `lr_scheduler_cls`, `lr_scheduler_kwargs`,
-        `pl_trainer_kwargs`, `enable_finetuning`, `random_state`, `model_name`, `work_dir`, `save_checkpoints`,
-        `log_tensorboard`, ... The default optimiser is AdamW under a one-cycle schedule, with
-        gradients clipped at 3 (tokenizer stage: 2). Window statistics are computed in float64 and
-        the networks run in float32, whatever the series' data type.
+        `pl_trainer_kwargs`, `enable_finetuning`, `random_state`, `model_name`, `work_dir`,
+        `save_checkpoints`, `log_tensorboard`, ... The default optimiser is AdamW under a one-cycle
+        schedule, with gradients clipped at 3 (tokenizer stage: 2). Window statistics are computed
+        in float64 and the networks run in float32, whatever the series' data type.
 
     Raises
     ------

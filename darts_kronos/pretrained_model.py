@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from os import PathLike
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,14 +15,16 @@ from darts import TimeSeries
 from darts.utils.serialization import add_safe_globals
 from torch import nn
 
-from darts_kronos.components import VOLUMES
+from darts_kronos.checkpoints import ModelSettings
 from darts_kronos.finetuning import add_lora, plain_name, trainable
-from darts_kronos.hub import names_weights
+from darts_kronos.hub import TOKENIZER_OF, names_weights
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.pretrained import Pretrained, load_pretrained, network_weights
+from darts_kronos.publishing import card_text, not_for_the_original, push, warn_of, write_model
+from darts_kronos.trading_calendar import timestamps
 from darts_kronos.two_stages import TwoStageTorchModel
 
 _START: ContextVar[Pretrained | None] = ContextVar("_START", default=None)
@@ -34,6 +38,8 @@ class PretrainedTorchModel(TwoStageTorchModel):
     _components: list[str] | None
     _representation: str | None
     _uses_stamps: bool | None
+    # Darts sets it; the type checker cannot see it.
+    training_series: TimeSeries | None
 
     def _find_pretrained(self) -> Pretrained | None:
         """The weights that the parameters name, read and checked; None if they name none."""
@@ -116,6 +122,135 @@ class PretrainedTorchModel(TwoStageTorchModel):
             return super().untrained_model()
         finally:
             _START.reset(token)
+
+    # --- giving weights back ------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write the networks to a folder in the released layout.
+
+        ``KronosModel(local_dir=folder)`` starts from it. There will be ``tokenizer`` and
+        ``predictor``, each a ``config.json`` and a ``model.safetensors``, and
+        ``darts_kronos.json`` with what the networks do not say themselves. LoRA's updates are
+        merged. A crash leaves the old folder or the new one.
+
+        The original's code can run models of open, high, low, close, volume and amount, with
+        `s1_bits` equal to `s2_bits` and the representation "window"; of others a warning says why
+        it cannot.
+
+        Parameters
+        ----------
+        folder
+            It may be missing, empty, or one that was written before, which is replaced.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, or `folder` holds other files.
+        """
+        module = self._given_back
+        write_model(module, folder, self._settings, self._group_size)
+        warn_of(not_for_the_original(module, self._settings), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        data: str | None = None,
+        dates: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        licence: str = "mit",
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes, and a short card, to the Hugging Face hub.
+
+        ``KronosModel(hub_model_name=repo_id)`` starts from it.
+
+        Parameters
+        ----------
+        repo_id
+            Name of the repository, such as "me/my-kronos"; it is created if it does not exist.
+        data
+            What the model was trained on, in words.
+        dates
+            From when to when; None: of the series that the model was fitted on, if it is known.
+        metrics
+            Numbers by name; None: the losses of the last epoch of each stage.
+        licence
+            Of the weights. Those released are under the MIT licence.
+        private, token, commit_message
+            See ``huggingface_hub.HfApi``.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, or the hub does not take the upload.
+        HubUnreachableError
+            If there is no network.
+        """
+        module, settings = self._given_back, self._settings
+        start = self._pretrained.name if self._pretrained is not None else None
+        card = card_text(
+            repo_id,
+            settings,
+            data=data or "not stated",
+            dates=dates or self._known_dates or "not stated",
+            metrics=self._last_losses if metrics is None else metrics,
+            licence=licence,
+            base_model=start if start in TOKENIZER_OF else None,
+            reasons=not_for_the_original(module, settings),
+        )
+        with TemporaryDirectory() as folder:
+            write_model(module, folder, settings, self._group_size)
+            return push(
+                folder, repo_id, card, private=private, token=token, commit_message=commit_message
+            )
+
+    @property
+    def _given_back(self) -> KronosModule:
+        if self.model is None or not self.model.tokenizer_fitted:
+            raise ValueError("The model has no weights to give yet: fit or load it first.")
+        module: KronosModule = self.model
+        return module
+
+    @property
+    def _settings(self) -> ModelSettings:
+        module = self._given_back
+        return ModelSettings(
+            components=module.representation.components,
+            representation=module.representation.name,
+            clip=float(module.representation.clip),
+            max_context=module.max_context,
+            calendar_stamps=bool(self._uses_stamps),
+        )
+
+    @property
+    def _group_size(self) -> int | None:
+        return None if self._pretrained is None else self._pretrained.group_size
+
+    @property
+    def _known_dates(self) -> str | None:
+        """First and last time of the series that the model was fitted on, if it is one."""
+        series = self.training_series
+        times = None if series is None else timestamps(series)
+        return None if times is None else f"{times[0]} to {times[-1]}"
+
+    @property
+    def _last_losses(self) -> dict[str, float]:
+        """What was logged last of each stage."""
+        last = {row["stage"]: row for row in self._history if row["epoch"] > 0}
+        return {
+            f"{stage} {name}": float(row[name])
+            for stage, row in last.items()
+            for name in ("train_loss", "val_loss")
+            if name in row
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved; a model's own weights, which Darts saves beside it, are left out."""

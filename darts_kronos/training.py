@@ -225,7 +225,7 @@ class TrainingHistory(pl.Callback):
         """Keep the epoch's values."""
         names = [f"{role}_{name}" for role in ("train", "val") for name in LOG_MEANING]
         logged = trainer.callback_metrics
-        epoch = 1 + sum(row["stage"] == self.stage for row in self.rows)
+        epoch = 1 + sum(row["stage"] == self.stage and row["epoch"] > 0 for row in self.rows)
         values = {name: float(logged[name]) for name in names if name in logged}
         self.rows.append({"stage": self.stage, "epoch": epoch, **values})
 
