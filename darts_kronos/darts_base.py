@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,9 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
 from darts_kronos.storage import make_folder, replacing
+
+_SAVING: ContextVar[bool] = ContextVar("_SAVING", default=False)
+"""Whether `save` is at work, which writes the networks to a file of their own."""
 
 
 class StampedTorchModel(MixedCovariatesTorchModel):
@@ -23,9 +27,6 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     # Darts sets these; the type checker cannot see it.
     trainer: pl.Trainer | None
     trainer_params: dict[str, Any]
-
-    # Whether `save` is at work.
-    _saving = False
 
     @property
     def extreme_lags(self) -> tuple[int | None, ...]:
@@ -76,8 +77,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle keeps: the networks too, which `save` writes to a file of their own."""
         state: dict[str, Any] = super().__getstate__()
-        state.pop("_saving", None)
-        if self.model is not None and not self._saving:
+        if self.model is not None and not _SAVING.get():
             weights = {name: one.detach().cpu() for name, one in self.model.state_dict().items()}
             state["_networks"] = dict(self.model.hparams), weights
         return state
@@ -102,12 +102,12 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             trainer.strategy.connect(self.model)
             self.trainer = trainer
         path = self._default_save_path() + ".pt" if path is None else os.fspath(path)
-        self._saving = True
+        token = _SAVING.set(True)
         try:
             with replacing(path) as written:
                 super().save(written, clean=clean)
         finally:
-            self._saving = False
+            _SAVING.reset(token)
 
     def _create_save_dirs(self) -> None:
         make_folder(os.path.join(self.work_dir, self.model_name), "work_dir")

@@ -156,8 +156,8 @@ def context_bounds(input_chunk_length: object) -> tuple[int, int]:
             f"{input_chunk_length!r}."
         )
     least, most = input_chunk_length
-    _require_int("least `input_chunk_length`", least, 1)
-    _require_int("most `input_chunk_length`", most, int(least))
+    _require_int("input_chunk_length[0]", least, 1)
+    _require_int("input_chunk_length[1]", most, int(least))
     return int(least), int(most)
 
 
