@@ -33,7 +33,7 @@ def with_value(series, value, bar=50, component="close"):
         ({"input_chunk_length": 0}, "`input_chunk_length` must be an integer >= 1, got 0"),
         (
             {"input_chunk_length": (8, 4)},
-            r"`input_chunk_length\[1\]` must be an integer >= 8, got 4",
+            r"`input_chunk_length\[1\]` must be an integer >= 8",
         ),
         ({"output_chunk_length": 1.5}, "output_chunk_length"),
         ({"output_chunk_shift": 2}, "`output_chunk_shift` must be 0, got 2"),
