@@ -12,7 +12,7 @@ from typing import Any
 
 from darts.logging import get_logger
 from darts.models.components.huggingface_connector import HuggingFaceConnector
-from huggingface_hub import errors
+from huggingface_hub import errors, try_to_load_from_cache
 
 from darts_kronos.checkpoints import (
     CONFIG_FILE,
@@ -224,7 +224,7 @@ def _fetch_model(
             target = None if root is None else root / PREDICTOR_FOLDER
             return _download(name, revision, "", target), None, None
         except errors.EntryNotFoundError as missing:
-            if name in TOKENIZER_OF:
+            if name in TOKENIZER_OF or not _may_hold_a_whole_model(name, revision, missing):
                 raise
             try:
                 predictor = _download(name, revision, f"{PREDICTOR_FOLDER}/", root)
@@ -233,6 +233,15 @@ def _fetch_model(
             tokenizer = _download(name, revision, f"{TOKENIZER_FOLDER}/", root)
             settings = _Repository(name, revision, root).file(SETTINGS_FILE).parent
             return predictor, tokenizer, settings
+
+
+def _may_hold_a_whole_model(name: str, revision: str | None, missing: Exception) -> bool:
+    """Whether a repository may have the folders of a whole model, as far as can be told."""
+    if not isinstance(missing, errors.LocalEntryNotFoundError):
+        return True
+    # Without a network only what was downloaded before counts.
+    file = f"{PREDICTOR_FOLDER}/{CONFIG_FILE}"
+    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
 
 def _fetch(name: str, revision: str | None, target: Path | None) -> Path:

@@ -74,6 +74,11 @@ def greedy(
     return asked.predict_batch(frames, known, ahead, n, **options)
 
 
+def as_series(frame: pd.DataFrame) -> TimeSeries:
+    """The frame as Darts' series."""
+    return TimeSeries.from_dataframe(frame)
+
+
 def assert_equal_forecasts(forecast: TimeSeries, expected: pd.DataFrame) -> None:
     """Within 1e-4 of each other, relative, in the components that the forecast has."""
     names = list(forecast.components)

@@ -4,6 +4,7 @@ import inspect
 
 import darts
 import pytest
+from darts.models.components.huggingface_connector import HuggingFaceConnector
 from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
@@ -84,6 +85,17 @@ def test_the_module_is_told_what_to_predict():
     assert parameters(PLForecastingModule.predict_step) == ["batch", "batch_idx", "dataloader_idx"]
     assert parameters(PLForecastingModule.training_step) == ["train_batch", "batch_idx"]
     assert parameters(PLForecastingModule.validation_step) == ["val_batch", "batch_idx"]
+
+
+def test_the_hubs_connector_has_what_ours_uses():
+    asked = ["model_name", "model_revision", "local_dir", "config_file", "model_file"]
+    assert parameters(HuggingFaceConnector.__init__) == asked
+    assert parameters(HuggingFaceConnector._get_file_path) == ["filename"]
+
+
+def test_weights_that_are_fixed_need_no_training():
+    assert isinstance(inspect.getattr_static(TorchForecastingModel, "_requires_training"), property)
+    assert "enable_finetuning" in parameters(TorchForecastingModel.__init__)
 
 
 def test_batches_have_their_fields():

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import released
 import torch
-from darts import TimeSeries
 from factories import COMPONENTS, candle_frame, candles
-from released import assert_equal_forecasts, greedy, model_of
+from released import as_series, assert_equal_forecasts, greedy, model_of
 
 from darts_kronos import KronosModel
 
@@ -23,10 +22,6 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tiny):
     return tiny[0]
-
-
-def as_series(frame):
-    return TimeSeries.from_dataframe(frame)
 
 
 def weights(model):

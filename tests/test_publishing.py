@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import released
 import torch
-from darts import TimeSeries
 from factories import TINY, candle_frame, candles, tiny_model
 from kronos_finance._vendor.kronos_model import Kronos, KronosTokenizer
-from released import assert_equal_forecasts, greedy, model_of
+from released import as_series, assert_equal_forecasts, greedy, model_of
 
 from darts_kronos import checkpoints, publishing
 
@@ -41,7 +40,7 @@ def test_the_original_loads_it_and_forecasts_the_same(window_model, tmp_path):
     frame = candle_frame(24, seed=3)
     expected = greedy((tokenizer.eval(), predictor.eval()), [frame], 6, max_context=30)[0]
     window_model.set_sampling(top_k=1, valid_candles=False)
-    series = TimeSeries.from_dataframe(frame)
+    series = as_series(frame)
     assert_equal_forecasts(window_model.predict(6, series), expected)
     again = model_of(tmp_path / "mine").fit(series)
     assert_equal_forecasts(again.predict(6), expected)
