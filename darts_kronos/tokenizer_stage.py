@@ -18,6 +18,7 @@ from darts_kronos.autologging import not_autologged
 from darts_kronos.module import KronosModule
 from darts_kronos.training import (
     EpochRandomness,
+    KeepBest,
     NameStage,
     OneCycle,
     StageLog,
@@ -112,36 +113,6 @@ class LastEpoch(ModelCheckpoint):
     """Keeps the last epoch's checkpoint; of a class of its own beside a user's ModelCheckpoint."""
 
 
-class KeepBest(pl.Callback):
-    """Keeps the weights of the epoch with the least `val_loss` in memory."""
-
-    def __init__(self) -> None:
-        self.best = float("inf")
-        self.weights: dict[str, Tensor] | None = None
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the weights if they are the best so far."""
-        loss = trainer.callback_metrics.get("val_loss")
-        if trainer.sanity_checking or loss is None or not float(loss) < self.best:
-            return
-        self.best = float(loss)
-        state = pl_module.state_dict()
-        self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-
-    def put_back(self, stage: pl.LightningModule) -> None:
-        """Give a stage its best weights."""
-        if self.weights is not None:
-            stage.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best loss and weights, for checkpoints."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take those of a checkpoint."""
-        self.best, self.weights = state_dict["best"], state_dict["weights"]
-
-
 class TokenizerTraining:
     """A module's tokenizer, stage two's windows, and a Lightning trainer of this stage's own.
 
@@ -205,10 +176,17 @@ class TokenizerTraining:
             plugins.append(_DartsCheckpointIO())
         self.trainer = pl.Trainer(callbacks=callbacks, plugins=plugins, **params)
 
-    def fit(self, history: list[dict[str, Any]], seed: int, ckpt_path: str | None = None) -> int:
+    def fit(
+        self,
+        history: list[dict[str, Any]],
+        seed: int,
+        ckpt_path: str | None = None,
+        start_loss: float | None = None,
+    ) -> int:
         """Train the tokenizer in place and mark it as fitted.
 
-        Where there are validation windows, it ends as it was after its best epoch.
+        Where there are validation windows, it ends as it was after its best epoch or, with a
+        `start_loss` that none was below, as it began.
 
         Parameters
         ----------
@@ -218,6 +196,8 @@ class TokenizerTraining:
             Of what is random.
         ckpt_path
             A checkpoint of this stage to go on from.
+        start_loss
+            The validation loss before the first step, if it counts.
 
         Returns
         -------
@@ -228,6 +208,8 @@ class TokenizerTraining:
         own = [TrainingHistory("tokenizer", history), randomness, NameStage("tokenizer")]
         if self.windows.val_dataset is not None:
             own.append(best)
+            if start_loss is not None:
+                best.consider(start_loss, self.stage)
         with not_autologged(), attached(self.trainer, *own):
             self.trainer.fit(self.stage, datamodule=self.windows, ckpt_path=ckpt_path)
         best.put_back(self.stage)

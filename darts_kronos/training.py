@@ -266,6 +266,40 @@ class NameStage(pl.Callback):
                 shown.update(task, description=name)
 
 
+class KeepBest(pl.Callback):
+    """Keeps the weights of the epoch with the least `val_loss` in memory."""
+
+    def __init__(self) -> None:
+        self.best = float("inf")
+        self.weights: dict[str, Tensor] | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best so far."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if not trainer.sanity_checking and loss is not None:
+            self.consider(float(loss), pl_module)
+
+    def consider(self, loss: float, stage: pl.LightningModule) -> None:
+        """Keep a stage's weights if their validation loss is the best so far."""
+        if loss < self.best:
+            self.best = loss
+            state = stage.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def put_back(self, stage: pl.LightningModule) -> None:
+        """Give a stage its best weights."""
+        if self.weights is not None:
+            stage.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss and weights, for checkpoints."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take those of a checkpoint."""
+        self.best, self.weights = state_dict["best"], state_dict["weights"]
+
+
 class CarryBack(pl.Callback):
     """Brings what callbacks know home from processes that Lightning started for a training.
 

@@ -34,7 +34,14 @@ from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
 from darts_kronos.storage import UNREADABLE, held, saying_what_was_not_written
 from darts_kronos.tokenizer_stage import TokenizerTraining
-from darts_kronos.training import EpochRandomness, NameStage, TrainingHistory, attached
+from darts_kronos.training import (
+    EpochRandomness,
+    KeepBest,
+    NameStage,
+    TrainingHistory,
+    attached,
+)
+from darts_kronos.zero_shot import judge, note, noted, validation_loss
 
 logger = get_logger(__name__)
 
@@ -111,26 +118,53 @@ class TwoStageTorchModel(StampedTorchModel):
         if not trained:
             self._take_as_it_is(model, trainer)
             return
-        rate = tuning_rate(self._model_params)
-        if self._goes_on_trained and rate is not None:
+        goes_on, rate = self._goes_on_trained, tuning_rate(self._model_params)
+        if goes_on and rate is not None:
             model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         # Drawn at once, so that the second stage does not depend on where the first began.
         seed = int(torch.randint(2**31, ()))
+        validated = bool(self.enable_finetuning) and len(datamodule.val_dataloader()) > 0
+        if validated and self.model is None and self._tokenizer_ckpt_path is None:
+            self._note_zero_shot_losses(model, datamodule, trainer)
         if "tokenizer" in trained:
             logger.info("Stage 1 of 2: training the tokenizer.")
             seed = self._train_tokenizer(model, datamodule, trainer, seed)
-        if "predictor" not in trained:
+        best = KeepBest()
+        zero_shot = noted("predictor", self._history)
+        if validated and self.load_ckpt_path is None:
+            start = None if goes_on or "tokenizer" in trained else zero_shot
+            if start is None:
+                start = validation_loss(model, datamodule, trainer, self.trainer_params)
+            best.consider(start, model)
+        if "predictor" in trained:
+            self._train_predictor(model, datamodule, trainer, seed, load_best, best, validated)
+        else:
             self._take_as_it_is(model, trainer)
-            return
+        if validated and not goes_on and zero_shot is not None:
+            moved = any(row["stage"] == "tokenizer" and row["epoch"] > 0 for row in self._history)
+            judge(zero_shot, best.best, same_tokens=not moved)
+
+    def _train_predictor(
+        self,
+        model: KronosModule,
+        datamodule: TorchDataModule,
+        trainer: pl.Trainer,
+        seed: int,
+        load_best: bool,
+        best: KeepBest,
+        keep_best: bool,
+    ) -> None:
         self._set_trainable(model, "predictor")
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
-        extra = (
+        extra: list[pl.Callback] = [
             TrainingHistory("predictor", self._history),
             EpochRandomness(seed + 1),
             NameStage("predictor"),
-        )
+        ]
+        if keep_best:
+            extra.append(best)
         try:
             with interruptible(), warnings.catch_warnings(), attached(trainer, *extra):
                 # Lightning wonders at the tokenizer's evaluation mode, which is as it should be.
@@ -143,9 +177,28 @@ class TwoStageTorchModel(StampedTorchModel):
                 "can forecast."
             )
             raise
+        if keep_best:
+            best.put_back(self.model)
+
+    def _note_zero_shot_losses(
+        self, model: KronosModule, datamodule: TorchDataModule, trainer: pl.Trainer
+    ) -> None:
+        """Log how both networks do on the validation windows before a step was made."""
+        training = self._tokenizer_training(model, datamodule, trainer, with_checkpoints=False)
+        for stage, module, windows, loggers in (
+            ("tokenizer", training.stage, training.windows, training.trainer.loggers),
+            ("predictor", model, datamodule, trainer.loggers),
+        ):
+            loss = validation_loss(module, windows, trainer, self.trainer_params)
+            note(stage, loss, self._history, loggers)
 
     def _stages_due(self, model: KronosModule, trainer: pl.Trainer) -> tuple[str, ...]:
         """The stages that `fit` has to train, in order."""
+        if self._retrain_tokenizer and self.enable_finetuning is False:
+            raise ValueError(
+                "`retrain_tokenizer=True` needs `enable_finetuning=True`: without it the weights "
+                "that the model starts from stay as they are."
+            )
         starts = self.model is None and names_weights(self._model_params)
         wanted = {
             "tokenizer": self._retrain_tokenizer or starts or not model.tokenizer_fitted,
@@ -212,7 +265,8 @@ class TwoStageTorchModel(StampedTorchModel):
         ckpt_path, self._tokenizer_ckpt_path = self._tokenizer_ckpt_path, None
         with self._saying_what_is_left_of_stage_one():
             training = self._tokenizer_training(model, datamodule, trainer)
-            return training.fit(self._history, seed, ckpt_path)
+            start = noted("tokenizer", self._history) if self.model is None else None
+            return training.fit(self._history, seed, ckpt_path, start)
 
     def lr_find(
         self, series: TimeSeriesLike, *args: Any, stage: str = "predictor", **kwargs: Any
