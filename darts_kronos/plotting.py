@@ -225,9 +225,14 @@ def plot_training(history: pd.DataFrame | KronosModel, title: str | None = None)
     from matplotlib.figure import Figure
 
     rows = history if isinstance(history, pd.DataFrame) else history.training_history
-    if rows.empty:
+    stages = [
+        (str(stage), epochs)
+        for stage, epochs in (() if rows.empty else rows.groupby("stage", sort=False))
+        # One that was not trained may have a loss to compare others with.
+        if (epochs["epoch"] > 0).any()
+    ]
+    if not stages:
         raise ValueError("There is no training to draw: fit the model first.")
-    stages = [(str(stage), epochs) for stage, epochs in rows.groupby("stage", sort=False)]
     figure = Figure(figsize=(17, 4.2 * len(stages)), layout="constrained")
     grid = figure.subplots(len(stages), MOST_PANELS, squeeze=False)
     for panels, (stage, epochs) in zip(grid, stages, strict=True):

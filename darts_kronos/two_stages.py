@@ -125,7 +125,7 @@ class TwoStageTorchModel(StampedTorchModel):
         seed = int(torch.randint(2**31, ()))
         validated = bool(self.enable_finetuning) and len(datamodule.val_dataloader()) > 0
         if validated and self.model is None and self._tokenizer_ckpt_path is None:
-            self._note_zero_shot_losses(model, datamodule, trainer)
+            self._note_zero_shot_losses(model, datamodule, trainer, "tokenizer" in trained)
         if "tokenizer" in trained:
             logger.info("Stage 1 of 2: training the tokenizer.")
             seed = self._train_tokenizer(model, datamodule, trainer, seed)
@@ -181,16 +181,19 @@ class TwoStageTorchModel(StampedTorchModel):
             best.put_back(self.model)
 
     def _note_zero_shot_losses(
-        self, model: KronosModule, datamodule: TorchDataModule, trainer: pl.Trainer
+        self,
+        model: KronosModule,
+        datamodule: TorchDataModule,
+        trainer: pl.Trainer,
+        both: bool,
     ) -> None:
-        """Log how both networks do on the validation windows before a step was made."""
-        training = self._tokenizer_training(model, datamodule, trainer, with_checkpoints=False)
-        for stage, module, windows, loggers in (
-            ("tokenizer", training.stage, training.windows, training.trainer.loggers),
-            ("predictor", model, datamodule, trainer.loggers),
-        ):
-            loss = validation_loss(module, windows, trainer, self.trainer_params)
-            note(stage, loss, self._history, loggers)
+        """Log how the predictor, or both networks, do on validation windows before any step."""
+        if both:
+            first = self._tokenizer_training(model, datamodule, trainer, with_checkpoints=False)
+            loss = validation_loss(first.stage, first.windows, trainer, self.trainer_params)
+            note("tokenizer", loss, self._history, first.trainer.loggers)
+        loss = validation_loss(model, datamodule, trainer, self.trainer_params)
+        note("predictor", loss, self._history, trainer.loggers)
 
     def _stages_due(self, model: KronosModule, trainer: pl.Trainer) -> tuple[str, ...]:
         """The stages that `fit` has to train, in order."""

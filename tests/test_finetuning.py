@@ -13,6 +13,7 @@ from released import QUIET, model_of
 
 from darts_kronos import KronosModel, checkpoints
 from darts_kronos.finetuning import plain_name
+from darts_kronos.plotting import plot_training
 
 TRAIN, VAL = candles(70), candles(60, seed=9)
 FAST = {"n_epochs": 1, "n_epochs_tokenizer": 1, "batch_size": 16}
@@ -134,7 +135,7 @@ class TestAgainstZeroShot:
         model.fit(TRAIN, val_series=VAL)
         history = model.training_history
         first = history[history["epoch"] == 0].set_index("stage")["val_loss"]
-        assert set(first.index) == {"tokenizer", "predictor"}
+        assert list(first.index) == ["predictor"]
         logged = (tmp_path / "log" / "metrics.csv").read_text().splitlines()
         at = logged[0].split(",").index("val_loss")
         assert float(logged[1].split(",")[at]) == pytest.approx(first["predictor"])
@@ -162,6 +163,16 @@ class TestAgainstZeroShot:
         )
         with pytest.warns(UserWarning, match="worse than zero-shot.*compare forecasts too"):
             model.fit(TRAIN, val_series=VAL)
+
+    def test_both_stages_start_at_epoch_0_and_can_be_drawn(self, folder):
+        model = tuned(folder).fit(TRAIN, val_series=VAL)
+        rows = model.training_history
+        assert set(rows[rows["epoch"] == 0]["stage"]) == {"tokenizer", "predictor"}
+        assert rows[rows["epoch"] == 0]["train_loss"].isna().all()
+        figure = plot_training(model)
+        first = next(axes for axes in figure.axes if axes.get_title() == "predictor: loss")
+        counts = {line.get_label(): len(line.get_xdata()) for line in first.lines}
+        assert counts == {"train": 1, "val": 2}
 
     def test_a_run_that_was_cut_off_goes_on(self, folder, tmp_path):
         kept = {"save_checkpoints": True, "work_dir": str(tmp_path), "n_epochs": 3}
