@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from hashlib import blake2b
 from numbers import Real
@@ -231,11 +231,8 @@ def tune(
             "pruning": options["prune"],
             "component, stride, num_samples, metric": list(measured if objective == "crps" else ()),
             "suggest": getattr(suggest, "__qualname__", None),
-            "fixed parameters": {
-                name: value if is_plain(value) else type(value).__qualname__
-                for name, value in sorted(fixed.items())
-                if name not in _MAY_DIFFER
-            },
+            "fixed parameters": _plain(fixed, _MAY_DIFFER),
+            "fit_kwargs": _plain(fit_kwargs or {}),
             "train": _digest(train),
             "val": _digest(val),
         },
@@ -499,6 +496,15 @@ def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
             + "; ".join(f"{name}: {kept.get(name)}, now {settings[name]}" for name in differ)
             + "), so its trials cannot be compared with new ones: give another `study_name`."
         )
+
+
+def _plain(values: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """Values that JSON can hold; of others the name of their type."""
+    return {
+        name: value if is_plain(value) else type(value).__qualname__
+        for name, value in values.items()
+        if name not in without
+    }
 
 
 def _digest(series: TimeSeriesLike) -> str:
