@@ -28,6 +28,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
+from darts_kronos.hub import names_weights
 from darts_kronos.model import KronosModel
 from darts_kronos.objectives import (
     ERROR,
@@ -192,7 +193,7 @@ def tune(
         require_count(name, value, none=name == "stride")
     if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"`timeout` must be a number of seconds > 0 or None, got {timeout!r}.")
-    _check_series(train, val, component, suggest, fixed)
+    _check_series(train, val, component, suggest, fixed, backtested=objective == "crps")
     if pruner is None:
         by_loss = objective == "val_loss"
         pruner = optuna.pruners.MedianPruner() if by_loss else optuna.pruners.NopPruner()
@@ -459,6 +460,7 @@ def _check_series(
     component: str | None,
     suggest: Suggest | None,
     fixed: Mapping[str, Any],
+    backtested: bool,
 ) -> None:
     named = {}
     for role, series in {"Training": train, "Validation": val}.items():
@@ -470,11 +472,19 @@ def _check_series(
     missing = [name for name in lengths if name not in fixed]
     if missing and suggest is None:
         raise ValueError(f"Give {' and '.join(f'`{name}`' for name in missing)}, in bars.")
+    if suggest is None and names_weights(fixed) and not fixed.get("enable_finetuning"):
+        raise ValueError(
+            "With weights and without `enable_finetuning` nothing is trained, so only the "
+            "sampling can be tuned: see `tune_sampling`."
+        )
     if not missing:
         # What is wrong with fixed parameters is said once, and not by every trial.
-        KronosModel(**deepcopy(dict(fixed)))
-        for role, series in named.items():
-            check_lengths(series, sum(fixed[name] for name in lengths), role)
+        model = KronosModel(**deepcopy(dict(fixed)))
+        least = model.min_input_chunk_length + model.output_chunk_length
+        check_lengths(named["Training"], least, "Training")
+        if backtested:
+            least = model.input_chunk_length + model.output_chunk_length
+        check_lengths(named["Validation"], least, "Validation")
 
 
 def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
