@@ -8,8 +8,9 @@ from typing import Any
 
 import optuna
 
+from darts_kronos.hub import SOURCES, names_weights
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, size_named
-from darts_kronos.parameters import AUGMENTATION, DEFAULT_SIZE, SAMPLING
+from darts_kronos.parameters import AUGMENTATION, DEFAULT_SIZE, SAMPLING, learning_rates
 
 OPTIMISERS = ("optimizer_kwargs", "tokenizer_optimizer_kwargs")
 """Parameters that are dicts: a user's values replace single values of a trial's."""
@@ -20,12 +21,14 @@ TOP_KS = (None, 10, 50)
 _HEADS = 4
 _WIDTHS = {"d_model": (48, 160), "tokenizer_d_model": (32, 128)}
 _RATES = (1 / 6, 2.0)
-"""Learning rates that are tried, over the one of the size."""
+"""Learning rates that are tried, over the default one."""
 
 _DECIDES_TOKENS = {
     *("input_chunk_length", "output_chunk_length", "size", "representation", "clip"),
     *("s1_bits", "s2_bits", "beta", "gamma0", "gamma", "zeta", "n_epochs_tokenizer"),
     *AUGMENTATION,
+    *SOURCES,
+    "enable_finetuning",
 }
 
 
@@ -45,8 +48,8 @@ def suggest_parameters(
     """A point of the whole search space: both stages, and the sampling of paths.
 
     The ranges suit some thousand to some hundred thousand candles, and the size "nano". With
-    another `size` among the fixed parameters, the shape of the networks and the bits are that
-    size's, and learning rates lie around its own.
+    another `size` among the fixed parameters, or with weights to start from, the shape of the
+    networks and the bits are theirs, and learning rates lie around the default ones there.
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ def suggest_tokenizer(
     """
     fixed = fixed or {}
     found: dict[str, Any] = {}
-    if fixed.get("size") is None:
+    if not _has_shape(fixed):
         for name, (low, high) in {"s1_bits": (5, 9), "s2_bits": (4, 8)}.items():
             if name not in fixed:
                 found[name] = trial.suggest_int(name, low, high)
@@ -96,7 +99,7 @@ def suggest_predictor(
     """
     fixed = fixed or {}
     found: dict[str, Any] = {}
-    if fixed.get("size") is None:
+    if not _has_shape(fixed):
         found |= _shape(trial, fixed, "")
         if "n_layers" not in fixed:
             found["n_layers"] = trial.suggest_int("n_layers", 2, 5)
@@ -133,18 +136,23 @@ def suggest_sampling(
 
 def default_point(fixed: Mapping[str, Any]) -> dict[str, Any]:
     """The point of the space at which the default model lies, but for the numbers of epochs."""
+    tokenizer_lr, predictor_lr = _default_rates(fixed)
+    point = {
+        "tokenizer_lr": tokenizer_lr,
+        "lr": predictor_lr,
+        **sampling_point({"temperature": 1.0, "top_p": None, "top_k": None}),
+    }
+    if names_weights(fixed):
+        return point
     size = size_named(fixed.get("size") or DEFAULT_SIZE)
-    return {
+    return point | {
         "s1_bits": size.tokenizer.s1_bits,
         "s2_bits": size.tokenizer.s2_bits,
         "tokenizer_d_model": size.tokenizer.d_model,
-        "tokenizer_lr": size.tokenizer_lr,
         "d_model": size.predictor.d_model,
         "n_layers": size.predictor.n_layers,
         "dropout": size.predictor.ffn_dropout,
         "token_dropout": size.predictor.token_dropout,
-        "lr": size.predictor_lr,
-        **sampling_point({"temperature": 1.0, "top_p": None, "top_k": None}),
     }
 
 
@@ -153,6 +161,16 @@ def sampling_point(sampling: Mapping[str, Any]) -> dict[str, Any]:
     point = {name: sampling[name] for name in SAMPLING if name in sampling}
     # No filter is the one that keeps all probability.
     return point | {"top_p": 1.0 if point["top_p"] is None else point["top_p"]}
+
+
+def _has_shape(fixed: Mapping[str, Any]) -> bool:
+    """Whether something given, a size or weights, says what shape the networks have."""
+    return fixed.get("size") is not None or names_weights(fixed)
+
+
+def _default_rates(fixed: Mapping[str, Any]) -> tuple[float, float]:
+    """Learning rates of tokenizer and predictor where none is given."""
+    return learning_rates({"size": None, "lora": None, **fixed})
 
 
 def _shape(trial: optuna.Trial, fixed: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -176,8 +194,7 @@ def _rate(trial: optuna.Trial, fixed: Mapping[str, Any], prefix: str) -> dict[st
     name = f"{prefix}optimizer_kwargs"
     if "lr" in (fixed.get(name) or {}):
         return {}
-    size = size_named(fixed.get("size") or DEFAULT_SIZE)
-    rate = size.tokenizer_lr if prefix else size.predictor_lr
+    rate = _default_rates(fixed)[0 if prefix else 1]
     low, high = (share * rate for share in _RATES)
     return {name: {"lr": trial.suggest_float(f"{prefix}lr", low, high, log=True)}}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from hashlib import blake2b
 from numbers import Real
@@ -28,6 +28,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
+from darts_kronos.hub import names_weights
 from darts_kronos.model import KronosModel
 from darts_kronos.objectives import (
     ERROR,
@@ -192,7 +193,7 @@ def tune(
         require_count(name, value, none=name == "stride")
     if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"`timeout` must be a number of seconds > 0 or None, got {timeout!r}.")
-    _check_series(train, val, component, suggest, fixed)
+    _check_series(train, val, component, suggest, fixed, backtested=objective == "crps")
     if pruner is None:
         by_loss = objective == "val_loss"
         pruner = optuna.pruners.MedianPruner() if by_loss else optuna.pruners.NopPruner()
@@ -231,11 +232,8 @@ def tune(
             "pruning": options["prune"],
             "component, stride, num_samples, metric": list(measured if objective == "crps" else ()),
             "suggest": getattr(suggest, "__qualname__", None),
-            "fixed parameters": {
-                name: value if is_plain(value) else type(value).__qualname__
-                for name, value in sorted(fixed.items())
-                if name not in _MAY_DIFFER
-            },
+            "fixed parameters": _plain(fixed, _MAY_DIFFER),
+            "fit_kwargs": _plain(fit_kwargs or {}),
             "train": _digest(train),
             "val": _digest(val),
         },
@@ -462,6 +460,7 @@ def _check_series(
     component: str | None,
     suggest: Suggest | None,
     fixed: Mapping[str, Any],
+    backtested: bool,
 ) -> None:
     named = {}
     for role, series in {"Training": train, "Validation": val}.items():
@@ -473,11 +472,19 @@ def _check_series(
     missing = [name for name in lengths if name not in fixed]
     if missing and suggest is None:
         raise ValueError(f"Give {' and '.join(f'`{name}`' for name in missing)}, in bars.")
+    if suggest is None and names_weights(fixed) and not fixed.get("enable_finetuning"):
+        raise ValueError(
+            "With weights and without `enable_finetuning` nothing is trained, so only the "
+            "sampling can be tuned: see `tune_sampling`."
+        )
     if not missing:
         # What is wrong with fixed parameters is said once, and not by every trial.
-        KronosModel(**deepcopy(dict(fixed)))
-        for role, series in named.items():
-            check_lengths(series, sum(fixed[name] for name in lengths), role)
+        model = KronosModel(**deepcopy(dict(fixed)))
+        least = model.min_input_chunk_length + model.output_chunk_length
+        check_lengths(named["Training"], least, "Training")
+        if backtested:
+            least = model.input_chunk_length + model.output_chunk_length
+        check_lengths(named["Validation"], least, "Validation")
 
 
 def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
@@ -499,6 +506,15 @@ def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
             + "; ".join(f"{name}: {kept.get(name)}, now {settings[name]}" for name in differ)
             + "), so its trials cannot be compared with new ones: give another `study_name`."
         )
+
+
+def _plain(values: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """Values that JSON can hold; of others the name of their type."""
+    return {
+        name: value if is_plain(value) else type(value).__qualname__
+        for name, value in values.items()
+        if name not in without
+    }
 
 
 def _digest(series: TimeSeriesLike) -> str:

@@ -6,6 +6,7 @@ from darts.metrics import mae
 from darts.models import (
     ConformalNaiveModel,
     ConformalQRModel,
+    LinearRegressionModel,
     NaiveEnsembleModel,
     RegressionEnsembleModel,
 )
@@ -107,37 +108,80 @@ def test_ensembles_of_fitted_models_have_joint_paths(fitted, series):
     assert found.n_samples == 6 and list(found.components) == COMPONENTS
 
 
+def test_an_ensemble_trains_its_members_and_gives_their_mean(series):
+    greedy = {"top_k": 1, "num_point_samples": 1}
+    members = [tiny_model(**greedy), tiny_model(random_state=9, **greedy)]
+    ensemble = NaiveEnsembleModel(members).fit(series[:50])
+    expected = [member.predict(3).values() for member in ensemble.forecasting_models]
+    assert not np.allclose(*expected)
+    np.testing.assert_allclose(ensemble.predict(3).values(), np.mean(expected, axis=0))
+    forecasts = ensemble.historical_forecasts(
+        series,
+        start=130,
+        start_format="position",
+        forecast_horizon=3,
+        stride=10,
+        retrain=False,
+        last_points_only=False,
+        num_samples=4,
+        verbose=False,
+    )
+    assert len(forecasts) == 3 and all(one.n_samples == 4 for one in forecasts)
+
+
+REGRESSION = {
+    "regression_train_n_points": 20,
+    "regression_train_num_samples": 10,
+    "regression_train_samples_reduction": "median",
+}
+"""A regression over the medians of probabilistic members' paths."""
+
+
 def test_a_regression_ensemble_learns_weights_of_probabilistic_members(fitted, series):
     other = tiny_model(random_state=9).fit(series[:100])
+    quantile = LinearRegressionModel(
+        lags=None,
+        lags_future_covariates=[0],
+        likelihood="quantile",
+        quantiles=QUANTILES,
+        fit_intercept=False,
+    )
     ensemble = RegressionEnsembleModel(
-        [fitted, other],
-        regression_train_n_points=20,
-        regression_train_num_samples=10,
-        regression_train_samples_reduction="median",
-        train_forecasting_models=False,
+        [fitted, other], regression_model=quantile, train_forecasting_models=False, **REGRESSION
     )
     ensemble.fit(series[:140])
-    assert ensemble.predict(3).n_timesteps == 3
+    found = ensemble.predict(3, num_samples=7)
+    assert found.n_samples == 7 and list(found.components) == COMPONENTS
+
+
+def test_a_regression_ensemble_trains_its_members(series):
+    ensemble = RegressionEnsembleModel([tiny_model(), tiny_model(random_state=9)], **REGRESSION)
+    ensemble.fit([series[:60], series[20:75]])
+    found = ensemble.predict(3, series=[series[:60], series[:80]])
+    assert [one.n_timesteps for one in found] == [3, 3]
+    assert np.isfinite(found[0].values()).all()
+
+
+GRID = {name: [value] for name, value in tiny_model().model_params.items() if value is not None}
 
 
 def test_gridsearch_finds_the_better_of_two(series):
+    losses = []
+
+    def noted(actual, forecast):
+        losses.append(mae(actual, forecast))
+        return losses[-1]
+
     best, parameters, loss = KronosModel.gridsearch(
-        {
-            name: [value]
-            for name, value in tiny_model().model_params.items()
-            if name in ("input_chunk_length", "output_chunk_length", "s1_bits", "s2_bits")
-            or name.startswith(("tokenizer_d", "tokenizer_n_", "d_model", "n_", "ff", "random"))
-            if value is not None
-        }
-        | {"temperature": [0.5, 1.5], "num_point_samples": [4]},
-        series=series[:110],
-        val_series=series[110:116],
-        metric=mae,
+        GRID | {"temperature": [0.3, 3.0]},
+        series=series[:50],
+        val_series=series[50:56],
+        metric=noted,
         verbose=False,
     )
-    assert parameters["temperature"] in (0.5, 1.5)
-    assert np.isfinite(loss)
-    assert isinstance(best, KronosModel)
+    assert loss == min(losses) and losses[0] != losses[1]
+    assert parameters["temperature"] == (0.3, 3.0)[int(np.argmin(losses))]
+    assert best.model_params["temperature"] == parameters["temperature"]
 
 
 def test_residuals_are_actual_less_forecast(fitted, series):

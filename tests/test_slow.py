@@ -95,6 +95,31 @@ def test_the_live_loop_forecasts_each_bar_at_its_time():
     assert all(expected == came for expected, came, _ in rows)
 
 
+def test_the_tuning_example_tries_models_and_trains_the_best(tmp_path):
+    printed = run("examples/tune.py", "--trials", "3", "--storage", str(tmp_path))
+    trials = re.findall(r"^trial (\d): CRPS ([\d.]+)", printed, re.M)
+    assert [number for number, _ in trials] == ["0", "1", "2"]
+    values = [float(value) for _, value in trials]
+    best = re.search(r"the best is trial (\d): CRPS ([\d.]+) on validation", printed)
+    assert int(best.group(1)) == int(np.argmin(values)) and float(best.group(2)) == min(values)
+    # In units of the last close, of 12 hourly bars: far off means broken, not unlucky.
+    on_test = re.findall(r": +CRPS ([\d.]+), 90% intervals hold ([\d.]+)%", printed)
+    assert len(on_test) == 3
+    assert all(0.003 < float(crps) < 0.03 and 50 < float(held) <= 100 for crps, held in on_test)
+    assert (tmp_path / "studies.db").is_file()
+
+
+def test_input_lengths_are_compared_on_equal_windows(tmp_path):
+    path = tmp_path / "lookback.png"
+    printed = run("examples/compare_lookback.py", "--lengths", "24", "48", "--out", str(path))
+    rows = re.findall(r"^(\d+) +([\d. ]+)$", printed, re.M)
+    assert [length for length, _ in rows] == ["24", "48"] and "43 windows" in printed
+    crps, _, half, most, ratio, error = np.array([row.split() for _, row in rows], dtype=float).T
+    assert (crps < 0.03).all() and (half < most).all()
+    assert ratio[0] == 1 and error[0] == 0 and error[1] > 0
+    assert path.stat().st_size > 10_000
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
 def test_many_paths_of_many_windows_take_little_memory(monkeypatch):
     """100 paths of 32 windows, 400 bars of context and 96 to come, size mini: under 2 GB."""

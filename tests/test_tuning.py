@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import optuna
 import pytest
+import released
 from darts.metrics import mae
 from darts.utils.likelihood_models.torch import QuantileRegression
 from factories import TINY, candles, tiny_model
@@ -86,6 +87,14 @@ class TestSearchSpace:
         assert (found["d_model"], found["ff_dim"], found["n_layers"]) == (96, 192, 3)
         assert (found["tokenizer_d_model"], found["tokenizer_ff_dim"]) == (64, 128)
         assert (found["temperature"], found["top_p"], found["top_k"]) == (1.0, 1.0, None)
+
+    def test_with_weights_to_start_from_networks_are_theirs(self, random_sampler, tmp_path):
+        released.write(tmp_path)
+        fixed = {"local_dir": str(tmp_path), "enable_finetuning": True}
+        found = tuning.suggest_parameters(optuna.create_study(sampler=random_sampler).ask(), fixed)
+        assert not {"d_model", "n_layers", "s1_bits", "tokenizer_d_model"} & set(found)
+        assert found["optimizer_kwargs"]["lr"] <= 1e-4
+        KronosModel(input_chunk_length=24, output_chunk_length=6, **found, **fixed)
 
 
 class TestObjectives:
@@ -337,6 +346,26 @@ class TestTune:
         with pytest.raises(ValueError, match=message):
             tuning.tune(**options)
         assert not list(tmp_path.iterdir())
+
+    def test_weights_are_fine_tuned_or_refused(self, tmp_path):
+        released.write(tmp_path)
+        fixed = {
+            name: FIXED[name] for name in FIXED if name.startswith(("input", "output", "n_ep"))
+        }
+        fixed |= {"local_dir": str(tmp_path), "storage": tmp_path / "studies", **QUICK}
+        with pytest.raises(ValueError, match="nothing is trained, .* `tune_sampling`"):
+            tuning.tune(TRAIN, VAL, **fixed)
+        study = tuning.tune(TRAIN, VAL, n_trials=1, enable_finetuning=True, **fixed)
+        assert study.best_params["lr"] == pytest.approx(4e-5)
+
+    def test_contexts_may_be_of_several_lengths(self, tmp_path):
+        fixed = FIXED | {"input_chunk_length": (8, 50)}
+        options = {"storage": tmp_path, **QUICK}
+        with pytest.raises(ValueError, match="Validation series 0 .* has 40 bars, at least 56"):
+            tuning.tune(TRAIN, VAL[:40], **options, **fixed)
+        study = tuning.tune(TRAIN, VAL[:40], n_trials=1, objective="val_loss", **options, **fixed)
+        assert np.isfinite(study.best_value)
+        assert KronosModel(**tuning.best_parameters(study)).min_input_chunk_length == 8
 
     def test_the_chunk_lengths_are_asked_for(self, tmp_path):
         with pytest.raises(ValueError, match="Give `output_chunk_length`, in bars"):
