@@ -24,10 +24,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from timing import clock, generation, machine
+from timing import backtest, clock, generation, machine, training
 
 COMMANDS = {
     "generate": generation.run,
+    "backtest": backtest.run,
+    "train": training.run,
 }
 
 
