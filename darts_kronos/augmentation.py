@@ -48,6 +48,11 @@ class Augmentation:
     volume_dropout: float = 0.0
     date_shift: float = 0.0
 
+    @property
+    def leaves_bars(self) -> bool:
+        """Whether windows' bars stay as they are; their stamps may still be varied."""
+        return not any((self.mirror, self.price_jitter, self.volume_jitter, self.volume_dropout))
+
     def bars(self, normalised: Tensor, representation: Representation) -> Tensor:
         """Normalised windows (B, T, C), varied; within [-clip, clip] as they were."""
         (B, T, _), device = normalised.shape, normalised.device

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import pytorch_lightning as pl
+from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
 from darts_kronos.module import KronosModule
@@ -90,6 +92,19 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             params, weights = networks
             self.model = KronosModule(**params)
             self.model.load_state_dict(weights)
+
+    def _optimized_historical_forecasts(
+        self, series: Sequence[TimeSeries], *args: Any, last_points_only: bool = True, **kwargs: Any
+    ) -> Any:
+        """Backtest as Darts does; of forecasts whose last bar is asked for, keep no other."""
+        assert self.model is not None
+        self.model.last_bar_only = last_points_only
+        try:
+            return super()._optimized_historical_forecasts(
+                series, *args, last_points_only=last_points_only, **kwargs
+            )
+        finally:
+            self.model.last_bar_only = False
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
         """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``.

@@ -14,6 +14,7 @@ from darts.utils.data import (
     TorchInferenceDataset,
     TorchTrainingDataset,
 )
+from darts.utils.data.torch_datasets.utils import TorchTrainingSample
 
 from darts_kronos.components import PRICES, canonical, has_prices, network_order, positions
 from darts_kronos.trading_calendar import has_timestamps, stamp_series, timestamps
@@ -120,6 +121,34 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
             sample_weight=sample_weight,
         )
         self._check_weights()
+        # Views of whole series, from which windows of one length are cut without Darts' look-ups.
+        self._plain: list[tuple[np.ndarray, np.ndarray | None, int]] | None = None
+        if rules.input_chunk_length[0] == rules.input_chunk_length[1] and not self.sample_weight:
+            known = self.future_covariates or [None] * len(ordered)
+            self._plain = [
+                (
+                    one.random_component_values(copy=False),
+                    None if stamps is None else stamps.random_component_values(copy=False),
+                    ceil((len(one) - length + 1) / stride),
+                )
+                for one, stamps in zip(ordered, known, strict=True)
+            ]
+
+    def __getitem__(self, index: int) -> TorchTrainingSample:
+        """The window of this number; see Darts' ``SequentialTorchTrainingDataset``."""
+        if self._plain is None:
+            return super().__getitem__(index)
+        which, place = divmod(index, self.max_samples_per_ts)
+        values, stamps, n_windows = self._plain[which]
+        end = len(values) - place % n_windows * self.stride
+        middle = end - self.output_chunk_length
+        start = middle - self.input_chunk_length
+        return TorchTrainingSample(
+            past_target=values[start:middle],
+            historic_future_covariates=None if stamps is None else stamps[start:middle],
+            future_covariates=None if stamps is None else stamps[middle:end],
+            future_target=values[middle:end],
+        )
 
     def _check_weights(self) -> None:
         for i, weights in enumerate(self.sample_weight or ()):

@@ -6,20 +6,39 @@ C components.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import is_number
+from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.layers import Cache
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
 """Memory that the paths drawn together may take; more paths are drawn in turns."""
+
+NUCLEUS_TRIED = 128
+"""Most probable tokens among which a nucleus is looked for before all are sorted."""
+
+PACKED_STEPS = 40
+"""Steps of generation from which on it pays to lay out the weights for them."""
+
+SLIDING = ("exact", "cached")
+"""Ways to go on past `max_context`: read the window again for each bar, or drop its oldest bars."""
+
+
+class Paths(NamedTuple):
+    """Sample paths: normalised bars (S, B, n, C), and their tokens, each (S, B, n)."""
+
+    bars: Tensor
+    s1: Tensor
+    s2: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,25 +89,44 @@ class Sampling:
         ids = None
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits, ids = logits.topk(self.top_k, dim=-1)
+        probabilities = logits.softmax(dim=-1)
         if self.top_p is not None and self.top_p < 1:
             if ids is None:
-                logits, ids = logits.sort(dim=-1, descending=True)
-            logits = _keep_nucleus(logits, self.top_p)
-        drawn = torch.multinomial(logits.softmax(dim=-1).flatten(0, -2), 1)
-        drawn = drawn.view(*logits.shape[:-1], 1)
+                probabilities, ids = _most_probable(probabilities, self.top_p)
+            probabilities = _keep_nucleus(probabilities, self.top_p)
+        drawn = _draw(probabilities)
         return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
-def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Descending logits without the tail that starts after their probabilities reach `top_p`."""
-    probabilities = logits.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    outside = before > top_p
+def _most_probable(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Descending probabilities, and their ids: of all, or of enough to exceed `top_p`."""
+    if probabilities.shape[-1] > NUCLEUS_TRIED:
+        found = probabilities.topk(NUCLEUS_TRIED, dim=-1)
+        if bool((found.values.sum(dim=-1) > top_p).all()):
+            return found.values, found.indices
+    whole = probabilities.sort(dim=-1, descending=True)
+    return whole.values, whole.indices
+
+
+def _keep_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Descending probabilities, 0 in the tail that starts after they reach `top_p`."""
+    outside = probabilities.cumsum(dim=-1) - probabilities > top_p
     outside[..., 0] = False
-    return logits.masked_fill(outside, float("-inf"))
+    return probabilities.masked_fill(outside, 0.0)
 
 
-@torch.inference_mode()
+def _draw(probabilities: Tensor) -> Tensor:
+    """One place, (..., 1), for each row of probabilities (..., V) in any order and scale.
+
+    The place whose part of the sum holds a uniform number; one of probability 0 holds none.
+    """
+    sums = probabilities.cumsum(dim=-1)
+    total = sums[..., -1:]
+    at = torch.rand_like(total) * total
+    at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, at, right=True)
+
+
 def generate(
     tokenizer: KronosTokenizer,
     predictor: KronosPredictor,
@@ -99,8 +137,38 @@ def generate(
     num_samples: int = 1,
     max_context: int,
     sampling: Sampling,
+    sliding: str = "exact",
     path_bytes: int = PATH_BYTES,
 ) -> Tensor:
+    """Normalised bars, (S, B, n, C), of joint sample paths; see :func:`sample_paths`."""
+    return sample_paths(
+        tokenizer,
+        predictor,
+        context,
+        stamps,
+        n=n,
+        num_samples=num_samples,
+        max_context=max_context,
+        sampling=sampling,
+        sliding=sliding,
+        path_bytes=path_bytes,
+    ).bars
+
+
+@torch.inference_mode()
+def sample_paths(
+    tokenizer: KronosTokenizer,
+    predictor: KronosPredictor,
+    context: Tensor,
+    stamps: Tensor | None,
+    *,
+    n: int,
+    num_samples: int = 1,
+    max_context: int,
+    sampling: Sampling,
+    sliding: str = "exact",
+    path_bytes: int = PATH_BYTES,
+) -> Paths:
     """Draw joint sample paths of the `n` bars after each context.
 
     A context is encoded once and read once; its keys and values serve all its paths. All `n` bars
@@ -108,7 +176,11 @@ def generate(
     context. Both networks run in evaluation mode, whatever mode they are in, and are left in it.
 
     The predictor sees the last `max_context` bars. Once context and new bars exceed it, the
-    window slides: each further bar is computed as if its window were read from the start.
+    window slides: each further bar is computed as if its window were read from the start or, with
+    `sliding` "cached", from what was kept of the bars that are still in it.
+
+    Under autocast the predictor's products are made in its data type; tokens of the context and
+    bars of the paths are always computed in the networks' own.
 
     Parameters
     ----------
@@ -127,22 +199,27 @@ def generate(
         Bars that the predictor sees at most, >= 1.
     sampling
         How tokens are drawn.
+    sliding
+        "exact" or "cached". What was kept of a bar still knows of bars that left the window
+        since, so "cached" is no window of `max_context` bars, but costs no new reading of it.
     path_bytes
         Bound on the memory of the paths that are drawn together: more wait their turn.
 
     Returns
     -------
-    Tensor
-        Normalised bars, (S, B, n, C).
+    Paths
+        Normalised bars and their tokens.
 
     Raises
     ------
     ValueError
-        If `n`, `num_samples` or `max_context` is below 1, or the stamps do not cover the bars.
+        If `n`, `num_samples` or `max_context` is below 1, `sliding` is unknown, or the stamps do
+        not cover the bars.
     """
     for name, value in (("n", n), ("num_samples", num_samples), ("max_context", max_context)):
         if value < 1:
             raise ValueError(f"`{name}` must be an integer >= 1, got {value}.")
+    check_sliding(sliding)
     B, T, _ = context.shape
     if stamps is not None and stamps.shape != (B, T + n, 5):
         raise ValueError(
@@ -151,11 +228,15 @@ def generate(
         )
 
     drawn_samples = 1 if sampling.greedy else num_samples
-    rows = max(1, path_bytes // _bytes_per_path(tokenizer, predictor, T, n, max_context))
-    windows_per_turn = max(1, rows // drawn_samples)
-    paths_per_turn = min(rows, drawn_samples)
-    with _evaluating(tokenizer, predictor):
-        turns = []
+    rereads = T + n > max_context and sliding == "exact"
+    of_window, of_path = _bytes_needed(tokenizer, predictor, T, n, max_context, rereads)
+    paths_per_turn = min(max(1, (path_bytes - of_window) // of_path), drawn_samples)
+    windows_per_turn = max(1, path_bytes // (of_window + paths_per_turn * of_path))
+    if paths_per_turn < drawn_samples:
+        windows_per_turn = 1
+    turns = -(-B // windows_per_turn) * -(-drawn_samples // paths_per_turn)
+    with _ready(tokenizer, predictor, pack=n * turns >= PACKED_STEPS):
+        drawn = []
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
             window = _Window(
@@ -165,14 +246,36 @@ def generate(
                 None if stamps is None else stamps[chosen],
                 n,
                 max_context,
+                sliding,
             )
             paths = [
                 window.draw(min(paths_per_turn, drawn_samples - done), sampling)
                 for done in range(0, drawn_samples, paths_per_turn)
             ]
-            turns.append(torch.cat(paths, dim=1))
-        bars = torch.cat(turns).transpose(0, 1)
-    return bars.expand(num_samples, -1, -1, -1) if sampling.greedy else bars
+            drawn.append(_joined(paths, dim=0))
+        whole = _joined(drawn, dim=1)
+    if sampling.greedy:
+        return Paths(*(one.expand(num_samples, *one.shape[1:]) for one in whole))
+    return whole
+
+
+def check_sliding(sliding: str) -> None:
+    """Check a way to go on past `max_context`.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown.
+    """
+    if sliding not in SLIDING:
+        raise ValueError(
+            f"`sliding` must be one of {', '.join(map(repr, SLIDING))}, got {sliding!r}."
+        )
+
+
+def _joined(parts: Sequence[Paths], dim: int) -> Paths:
+    """Paths in one, along samples (0) or windows (1)."""
+    return Paths(*(torch.cat(ones, dim=dim) for ones in zip(*parts, strict=True)))
 
 
 class _Window:
@@ -186,6 +289,7 @@ class _Window:
         stamps: Tensor | None,
         n: int,
         max_context: int,
+        sliding: str,
     ):
         self.tokenizer = tokenizer
         self.predictor = predictor
@@ -194,8 +298,8 @@ class _Window:
         self.max_context = max_context
         self.s1, self.s2 = tokenizer.encode(context)
         self.length = context.shape[1]
-        # Bars that can be written before the window slides.
-        self.room = min(n, max(1, max_context - self.length + 1))
+        # Bars that can be written before the window is read again.
+        self.room = n if sliding == "cached" else min(n, max(1, max_context - self.length + 1))
         hidden, self.cache = self._read(max(0, self.length - max_context), self.room)
         self.hidden = hidden[:, -1:]
 
@@ -211,8 +315,8 @@ class _Window:
             capacity,
         )
 
-    def draw(self, num_samples: int, sampling: Sampling) -> Tensor:
-        """Normalised bars, (B, S, n, C), of `num_samples` new paths."""
+    def draw(self, num_samples: int, sampling: Sampling) -> Paths:
+        """`num_samples` new paths of each context."""
         s1 = self.s1.new_empty(len(self.s1), num_samples, self.n)
         s2 = torch.empty_like(s1)
         cache = self.cache.restart()
@@ -223,10 +327,13 @@ class _Window:
             elif i > 0:
                 last, at = slice(i - 1, i), self.length + i - 1
                 stamps = self._stamps(at, at + 1)
+                cache.keep(self.max_context)
                 hidden = self.predictor.extend(s1[:, :, last], s2[:, :, last], stamps, cache)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(hidden))
             s2[:, :, i] = sampling.draw(self.predictor.s2_logits(hidden, s1[:, :, i], cache))
-        return self._decode(s1, s2)
+        bars = self._decode(s1, s2)
+        # Tokens have at most 20 bits.
+        return Paths(*(one.transpose(0, 1) for one in (bars, s1.int(), s2.int())))
 
     def _slide(self, s1: Tensor, s2: Tensor) -> tuple[Tensor, Cache]:
         """Read the last `max_context` bars, of which (B, S, i) tokens are new, from the start."""
@@ -262,23 +369,51 @@ class _Window:
         return torch.cat(parts, dim=2)
 
 
-def _bytes_per_path(
-    tokenizer: KronosTokenizer, predictor: KronosPredictor, length: int, n: int, max_context: int
-) -> int:
-    """Memory that one path of `n` bars takes, in both networks, after `length` bars of context.
+def _bytes_needed(
+    tokenizer: KronosTokenizer,
+    predictor: KronosPredictor,
+    length: int,
+    n: int,
+    max_context: int,
+    rereads: bool,
+) -> tuple[int, int]:
+    """Memory that a window of `length` bars takes, and each of its paths of `n` bars.
 
-    Its keys and values, the widest layer's activations for the bars that are read together, and
-    the attention scores of a window that slides.
+    Keys and values in both networks, the widest layer's activations for the bars that are read
+    together, and the attention's scores: of one bar at a time in the predictor, unless it reads
+    its window again, and of all new bars in the tokenizer's decoder.
     """
     kept = (predictor.config.n_layers + 1) * predictor.config.d_model
     kept += tokenizer.config.n_decoder_layers * tokenizer.config.d_model
-    together = min(n, max_context)
     wide = max(2 * net.config.ff_dim + 4 * net.config.d_model for net in (tokenizer, predictor))
-    scores = 0
-    if length + n > max_context:
-        n_heads = max(tokenizer.config.n_heads, predictor.config.n_heads)
-        scores = 2 * n_heads * together * max_context
-    return (2 * n * kept + together * wide + scores) * predictor.s1_head.weight.element_size()
+    known, new = min(length, max_context), min(n, max_context)
+    n_heads = tokenizer.config.n_heads
+    if rereads:
+        n_heads = max(n_heads, predictor.config.n_heads)
+    scores = 2 * n_heads * new * min(length + n, max_context)
+    size = predictor.s1_head.weight.element_size()
+    return known * (2 * kept + wide) * size, (2 * n * kept + new * wide + scores) * size
+
+
+@contextmanager
+def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, pack: bool) -> Iterator[None]:
+    """Both networks as generation wants them for the block: evaluating, folded and packed.
+
+    Every module's own mode is restored after it.
+    """
+    device = predictor.s1_head.weight.device.type
+    own = predictor.s1_head.weight.dtype
+    lower = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if lower else own
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(tokenizer, predictor))
+        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(predictor.folded())
+        if pack or dtype != own:
+            stack.enter_context(packed(predictor, dtype))
+        if pack:
+            stack.enter_context(packed(tokenizer, own))
+        yield
 
 
 @contextmanager

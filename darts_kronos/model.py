@@ -79,7 +79,7 @@ class KronosModel(PretrainedTorchModel):
         "small", "base", "large". None is "nano".
     max_context
         Bars that the predictor sees at most; None: `input_chunk_length` + `output_chunk_length`.
-        A longer forecast slides its window, which costs a new reading of it for every bar.
+        A longer forecast slides its window, as `sliding` says.
     representation
         How the tokenizer sees bars. "returns": log returns over the previous close in units of
         the context's volatility, volume and amount as logarithms. "window": each component less
@@ -135,6 +135,10 @@ class KronosModel(PretrainedTorchModel):
     anchor
         Whether the prices of "window" paths are shifted so that they start from the last close
         and not from its reconstruction. Paths of "returns" always start there.
+    sliding
+        How a forecast goes on past `max_context`. "exact" reads the window anew for every bar, as
+        the original does. "cached" drops the oldest bars from what was kept of the window, which
+        is many times faster; what was kept of the others still knows of the dropped ones.
     likelihood
         Darts' ``QuantileRegression``, or None. With it ``predict_likelihood_parameters=True`` gives
         its quantiles, those of `num_point_samples` paths; it changes nothing else.
@@ -219,6 +223,7 @@ class KronosModel(PretrainedTorchModel):
         num_point_samples: int = 100,
         valid_candles: bool = True,
         anchor: bool = False,
+        sliding: str = "exact",
         likelihood: QuantileRegression | None = None,
         hub_model_name: str | None = None,
         hub_model_revision: str | None = None,
@@ -485,7 +490,7 @@ class KronosModel(PretrainedTorchModel):
         ----------
         **changes
             Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples`,
-            `valid_candles` and `anchor`; see the class. The others stay as they are.
+            `valid_candles`, `anchor` and `sliding`; see the class. The others stay as they are.
 
         Returns
         -------

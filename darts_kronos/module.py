@@ -23,11 +23,12 @@ from torchmetrics import MetricCollection
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.components import positions
 from darts_kronos.finetuning import add_lora
-from darts_kronos.generation import Sampling, generate
+from darts_kronos.generation import Sampling, check_sliding, generate
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
+from darts_kronos.token_cache import TokenCache
 from darts_kronos.training import OneCycle, StageLog
 from darts_kronos.windows import missing_bars, stamps_of, training_windows
 
@@ -94,6 +95,10 @@ class KronosModule(PLForecastingModule):
         self.one_cycle = OneCycle()
         self.tokenizer_fitted: Tensor
         self.register_buffer("tokenizer_fitted", torch.tensor(False))
+        # While the module is trained.
+        self._token_cache: TokenCache | None = None
+        # Whether `predict_step` gives the last bars of its forecasts alone.
+        self.last_bar_only = False
         self.set_sampling(**sampling)
 
     def set_sampling(
@@ -106,6 +111,7 @@ class KronosModule(PLForecastingModule):
         num_point_samples: int,
         valid_candles: bool,
         anchor: bool,
+        sliding: str,
     ) -> None:
         """Say how forecasts are drawn; see :class:`~darts_kronos.KronosModel`.
 
@@ -115,11 +121,13 @@ class KronosModule(PLForecastingModule):
             If a value is out of range.
         """
         check_point_forecast(point_forecast, num_point_samples)
+        check_sliding(sliding)
         self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         self.point_forecast = point_forecast
         self.num_point_samples = num_point_samples
         self.valid_candles = valid_candles
         self.anchor = anchor
+        self.sliding = sliding
 
     def train(self, mode: bool = True) -> KronosModule:
         """Set the mode of the predictor; the tokenizer is fixed here, so it always evaluates."""
@@ -135,6 +143,14 @@ class KronosModule(PLForecastingModule):
         """The loss of a validation batch."""
         return self._step(val_batch, "val", Augmentation())
 
+    def on_fit_start(self) -> None:
+        """Keep the tokens of windows from now on."""
+        self._token_cache = TokenCache()
+
+    def on_fit_end(self) -> None:
+        """Let go of them."""
+        self._token_cache = None
+
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
         windows = training_windows(
             batch,
@@ -144,7 +160,11 @@ class KronosModule(PLForecastingModule):
             self.tokenizer.head.weight.dtype,
         )
         with torch.no_grad():
-            s1, s2 = self.tokenizer.encode(windows.bars)
+            # Windows that are varied are never the same again.
+            if self._token_cache is not None and augmentation.leaves_bars:
+                s1, s2 = self._token_cache.encode(self.tokenizer, windows.bars)
+            else:
+                s1, s2 = self.tokenizer.encode(windows.bars)
         # As in generation, the tokenizer sees the whole window, the predictor `max_context` bars.
         (s1, s2), seen = windows.last(self.max_context, s1, s2)
         parts = self.predictor.loss(s1, s2, seen.stamps, seen.weights)
@@ -219,6 +239,9 @@ class KronosModule(PLForecastingModule):
         elif point:
             mean = self.point_forecast == "mean"
             paths = (paths.mean(dim=0) if mean else paths.median(dim=0).values).unsqueeze(0)
+        if self.last_bar_only:
+            # A copy, so that the other bars are let go of.
+            paths = paths[:, :, -1:].clone()
         return paths.to(batch.past_target.dtype), schemas, times
 
     def _paths(
@@ -266,6 +289,7 @@ class KronosModule(PLForecastingModule):
             num_samples=num_samples,
             max_context=self.max_context,
             sampling=sampling or self.sampling,
+            sliding=self.sliding,
         )
         bars = self.representation.decode(paths, statistics)
         if self.anchor:

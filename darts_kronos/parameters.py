@@ -13,7 +13,7 @@ from darts.utils.likelihood_models.torch import QuantileRegression
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.finetuning import check_fine_tuning
-from darts_kronos.generation import Sampling
+from darts_kronos.generation import Sampling, check_sliding
 from darts_kronos.hub import SOURCES, check_sources, names_weights
 from darts_kronos.module import check_point_forecast
 from darts_kronos.nn.config import KronosSize, is_number, override, size_named
@@ -58,6 +58,7 @@ SAMPLING = (
     "num_point_samples",
     "valid_candles",
     "anchor",
+    "sliding",
 )
 """Parameters that say how forecasts are drawn; they may change on a fitted model."""
 
@@ -256,6 +257,7 @@ def check_sampling(params: Mapping[str, Any]) -> None:
             f"Unknown sampling parameter {', '.join(unknown)}; there are {', '.join(SAMPLING)}."
         )
     Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
+    check_sliding(params["sliding"])
     check_point_forecast(params["point_forecast"], params["num_point_samples"])
     for name in ("valid_candles", "anchor"):
         if not isinstance(params[name], bool):

@@ -182,3 +182,98 @@ def test_when_stamps_do_not_cover_the_horizon_then_the_shape_is_named(networks):
             max_context=64,
             sampling=Sampling(),
         )
+
+
+class TestCachedSliding:
+    """Past `max_context` with the oldest bars dropped from what was kept."""
+
+    def test_it_is_exact_while_nothing_is_dropped(self, networks):
+        greedy = Sampling(top_k=1)
+        exact = run(networks, context=20, n=9, max_context=29, sampling=greedy)
+        cached = run(networks, context=20, n=9, max_context=29, sampling=greedy, sliding="cached")
+        torch.testing.assert_close(cached, exact, rtol=1e-4, atol=1e-5)
+
+    def test_bars_before_the_window_slides_are_exact(self, networks):
+        greedy = Sampling(top_k=1)
+        exact = run(networks, context=20, n=9, max_context=24, sampling=greedy)
+        # A token depends on what is read before it: the fifth bar is the first after a slide.
+        with_tokens = {
+            sliding: generation.sample_paths(
+                *networks,
+                reference.random_bars(2, 20, 1),
+                reference.random_stamps(2, 29, 1),
+                n=9,
+                max_context=24,
+                sampling=greedy,
+                sliding=sliding,
+            )
+            for sliding in ("exact", "cached")
+        }
+        torch.testing.assert_close(with_tokens["exact"].bars, exact)
+        one, other = with_tokens["exact"], with_tokens["cached"]
+        assert torch.equal(one.s1[..., :5], other.s1[..., :5])
+        assert torch.equal(one.s2[..., :5], other.s2[..., :5])
+
+    def test_paths_do_not_depend_on_how_rows_are_chunked(self, networks):
+        greedy = Sampling(top_k=1)
+        kwargs = {"windows": 3, "n": 30, "max_context": 12, "sampling": greedy, "sliding": "cached"}
+        whole, single = run(networks, **kwargs), run(networks, **kwargs, path_bytes=1)
+        torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
+
+    def test_an_unknown_way_is_refused(self, networks):
+        with pytest.raises(ValueError, match="`sliding` must be one of 'exact', 'cached', got 'x'"):
+            run(networks, sliding="x")
+
+
+def test_a_nucleus_is_the_same_whether_all_tokens_are_sorted_or_few(monkeypatch):
+    torch.manual_seed(0)
+    logits = 1.5 * torch.randn(1, 600)
+    wanted = logits.softmax(-1).sort(descending=True)
+    inside = set(wanted.indices[0, : 1 + int((wanted.values.cumsum(-1) < 0.8).sum())].tolist())
+    assert 3 < len(inside) < generation.NUCLEUS_TRIED
+    for tried in (generation.NUCLEUS_TRIED, 2, 10_000):
+        monkeypatch.setattr(generation, "NUCLEUS_TRIED", tried)
+        drawn = Sampling(top_p=0.8).draw(logits.expand(20_000, -1))
+        assert set(drawn.tolist()) == inside
+
+
+def test_tokens_without_probability_are_never_drawn():
+    logits = torch.full((50_000, 8), float("-inf"))
+    logits[:, [1, 5]] = 0.0
+    assert set(Sampling().draw(logits).tolist()) == {1, 5}
+
+
+def test_under_autocast_the_predictor_alone_computes_in_lower_precision(networks):
+    full = run(networks, num_samples=3, sampling=Sampling(top_k=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = run(networks, num_samples=3, sampling=Sampling(top_k=1))
+    assert lower.dtype == full.dtype == torch.float32
+    # Near tokens of a random network are no near bars; but the first bars are mostly the same.
+    assert (lower[:, :, 0] == full[:, :, 0]).float().mean() > 0.4
+
+
+def test_networks_are_left_without_what_was_folded(networks):
+    tokenizer, predictor = networks
+    run(networks, n=60, max_context=80)
+    assert predictor.queries is None and predictor.tokens.folded is None
+    assert all(getattr(module, "packed", None) is None for module in predictor.modules())
+    assert all(getattr(module, "packed", None) is None for module in tokenizer.modules())
+
+
+def test_memory_of_paths_drawn_together_is_bounded(networks, monkeypatch):
+    rows = []
+    original = generation._Window.draw
+    monkeypatch.setattr(
+        generation._Window,
+        "draw",
+        lambda self, num_samples, sampling: (
+            rows.append(len(self.s1) * num_samples) or original(self, num_samples, sampling)
+        ),
+    )
+    most = []
+    for num_samples in (100, 400):
+        rows.clear()
+        run(networks, windows=3, num_samples=num_samples, path_bytes=1_000_000)
+        assert sum(rows) == 3 * num_samples
+        most.append(max(rows))
+    assert most[0] == most[1] < 100

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_kronos.nn.kernels import Linear
+
 ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
 
@@ -44,22 +46,23 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
     Returns
     -------
     tuple of Tensor
-        Cosines and sines, each of shape (T, K), float32.
+        Cosines, and sines with the first half's negated as ``rotate`` wants them; each of shape
+        (T, K), float32.
     """
     exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
     frequencies = 1.0 / (ROTARY_BASE ** (exponents / head_width))
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate queries or keys of shape (..., T, K) by their positions."""
     cosines, sines = rotary
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cosines + turned * sines).to(x.dtype)
+    exchanged = torch.cat((second, first), dim=-1)
+    return torch.addcmul(x * cosines, exchanged, sines).to(x.dtype)
 
 
 @dataclass(slots=True)
@@ -71,30 +74,41 @@ class LayerCache:
     prefix
         Of the window, shape (B, H, T, K): kept once, whatever the number of paths.
     path_keys, path_values
-        Of the paths' own bars, shape (B, S, H, capacity, K); None until the first ``extend``.
+        Of the paths' own bars, shape (B, H, S, capacity, K); None until the first ``extend``.
     length
         Own bars of a path that are filled in.
+    dropped
+        Oldest bars, of the window and then of the paths, that are not attended to any more.
     """
 
     prefix: KeysValues
     path_keys: Tensor | None = None
     path_values: Tensor | None = None
     length: int = 0
+    dropped: int = 0
+
+    @property
+    def window(self) -> KeysValues:
+        """Keys and values of the window's bars that are attended to, each (B, H, T, K)."""
+        keys, values = self.prefix
+        return keys[:, :, self.dropped :], values[:, :, self.dropped :]
 
     @property
     def own(self) -> KeysValues | None:
-        """Keys and values of the paths' own bars, each (B, S, H, length, K), if any."""
+        """Keys and values of the paths' own bars, each (B, H, S, L, K), if any."""
         if self.path_keys is None or self.path_values is None:
             return None
-        filled = slice(self.length)
-        return self.path_keys[:, :, :, filled], self.path_values[:, :, :, filled]
+        first = max(0, self.dropped - self.prefix[0].shape[2])
+        seen = slice(first, self.length)
+        return self.path_keys[:, :, :, seen], self.path_values[:, :, :, seen]
 
     def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
-        """Add the keys and values, (B, S, H, M, K), of M new bars of each path."""
+        """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
         if self.path_keys is None or self.path_values is None:
-            B, S, H, _, K = keys.shape
-            self.path_keys = keys.new_empty(B, S, H, capacity, K)
-            self.path_values = keys.new_empty(B, S, H, capacity, K)
+            B, H, S, _, K = keys.shape
+            dtype = self.prefix[0].dtype
+            self.path_keys = keys.new_empty(B, H, S, capacity, K, dtype=dtype)
+            self.path_values = torch.empty_like(self.path_keys)
         new = slice(self.length, self.length + keys.shape[3])
         self.path_keys[:, :, :, new] = keys
         self.path_values[:, :, :, new] = values
@@ -111,14 +125,14 @@ class Cache:
 
     Attributes
     ----------
-    layers
-        One cache per attention layer.
     prefix_length
         T, the bars of the window.
     capacity
         Own bars that a path can hold.
     rotary
         Table for every position, window and paths, each of shape (T + capacity, K).
+    layers
+        One cache per attention layer.
     """
 
     prefix_length: int
@@ -135,7 +149,13 @@ class Cache:
         """The same window with no bars of the paths: for its next chunk of paths."""
         return replace(self, layers=[layer.restart() for layer in self.layers])
 
+    def keep(self, most: int) -> None:
+        """Attend to the newest `most` bars only, of which one is about to be added."""
+        for layer in self.layers:
+            layer.dropped = max(0, self.prefix_length + layer.length + 1 - most)
 
+
+@torch.no_grad()
 def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
     """Attention of M new bars of each path over the shared window and the path's own bars.
 
@@ -145,7 +165,7 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
     Parameters
     ----------
     queries
-        Shape (B, S, H, M, K), for the M newest of the path's own bars; with M = 1 the path may
+        Shape (B, H, S, M, K), for the M newest of the path's own bars; with M = 1 the path may
         have none yet.
     cache
         Keys and values of the window and of the path's own bars, the new ones included.
@@ -153,27 +173,31 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B, S, H, M, K).
+        Shape (B, H, S, M, K).
     """
-    B, S, H, M, K = queries.shape
-    keys, values = cache.prefix
-    T = keys.shape[2]
-    queries = queries * K**-0.5
+    B, H, S, M, K = queries.shape
+    keys, values = (one.flatten(0, 1) for one in cache.window)
+    own, T = cache.own, keys.shape[1]
+    L = 0 if own is None else own[0].shape[3]
+    queries = (queries * K**-0.5).to(keys.dtype).contiguous()
 
-    rows = queries.transpose(1, 2).reshape(B, H, S * M, K)
-    scores = (rows @ keys.transpose(-1, -2)).view(B, H, S, M, T).transpose(1, 2)
-    own = cache.own
+    # All scores lie in one buffer, which one softmax reads. Products of many small matrices are
+    # fast only into memory of their own.
+    scores = queries.new_empty(B * H, S * M, T + L)
+    torch.bmm(queries.view(B * H, S * M, K), keys.mT, out=scores[:, :, :T])
     if own is not None:
-        own_scores = queries @ own[0].transpose(-1, -2)
+        own_keys, own_values = (one.flatten(0, 2) for one in own)
+        own_scores = torch.bmm(queries.view(B * H * S, M, K), own_keys.mT)
         if M > 1:
-            ahead = own_scores.new_ones(own_scores.shape[-2:], dtype=torch.bool)
-            own_scores.masked_fill_(ahead.triu(cache.length - M + 1), float("-inf"))
-        scores = torch.cat((scores, own_scores), dim=-1)
-
+            ahead = own_scores.new_ones(M, L, dtype=torch.bool).triu(L - M + 1)
+            own_scores.masked_fill_(ahead, float("-inf"))
+        scores.view(B * H * S, M, T + L)[:, :, T:] = own_scores
     weights = scores.softmax(dim=-1)
-    window_weights = weights[..., :T].transpose(1, 2).reshape(B, H, S * M, T)
-    y = (window_weights @ values).view(B, H, S, M, K).transpose(1, 2)
-    return y if own is None else y + weights[..., T:] @ own[1]
+    y = torch.bmm(weights[:, :, :T], values)
+    if own is not None:
+        own_weights = weights.view(B * H * S, M, T + L)[:, :, T:]
+        y = y.view(B * H * S, M, K).baddbmm_(own_weights, own_values)
+    return y.view(B, H, S, M, K)
 
 
 class CausalSelfAttention(nn.Module):
@@ -186,20 +210,14 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.attn_dropout = attn_dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.out = Linear(d_model, d_model)
         self.resid_dropout = nn.Dropout(resid_dropout)
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of (..., T, D), each (..., H, T, K)."""
-        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))
-        q, k, v = heads.movedim(-3, 0).transpose(-3, -2).unbind(0)
-        return q, k, v
 
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Outputs (B, T, D) of whole windows, with their keys and values."""
-        q, k, v = self._project(x)
-        q, k = rotate(q, rotary), rotate(k, rotary)
+        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        (q, k), v = rotate(heads[:2], rotary), heads[2]
         dropout = self.attn_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
@@ -210,10 +228,16 @@ class CausalSelfAttention(nn.Module):
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
-        q, k, v = self._project(x)
-        cache.append(rotate(k, rotary), v, capacity)
-        y = attend_shared(rotate(q, rotary), cache)
-        return self.out(y.transpose(-3, -2).flatten(-2))
+        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(3, 0, 4, 1, 2, 5)
+        q, k = rotate(heads[:2], rotary)
+        cache.append(k, heads[2], capacity)
+        y = attend_shared(q, cache)
+        return self.out(y.movedim(1, -2).flatten(-2))
+
+
+def contiguous(kept: KeysValues) -> KeysValues:
+    """Keys and values as products read them fastest, again and again."""
+    return kept[0].contiguous(), kept[1].contiguous()
 
 
 class SwiGLU(nn.Module):
@@ -221,8 +245,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, ff_dim: int, dropout: float):
         super().__init__()
-        self.gate_value = nn.Linear(d_model, 2 * ff_dim, bias=False)
-        self.down = nn.Linear(ff_dim, d_model, bias=False)
+        self.gate_value = Linear(d_model, 2 * ff_dim, bias=False)
+        self.down = Linear(ff_dim, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +318,7 @@ class CausalStack(nn.Module):
         of_window = (rotary[0][:T], rotary[1][:T])
         for block in self._iterate():
             x, kept = block.prefill(x, of_window)
-            cache.layers.append(LayerCache(prefix=kept))
+            cache.layers.append(LayerCache(prefix=contiguous(kept)))
         return x, cache
 
     def extend(self, x: Tensor, cache: Cache) -> Tensor:

@@ -6,6 +6,8 @@ head, V1 and V2 entries of the coarse and of the fine codebook.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
+from darts_kronos.nn.kernels import Linear
 from darts_kronos.nn.layers import (
     NORM_EPS,
     Block,
@@ -21,6 +24,7 @@ from darts_kronos.nn.layers import (
     KeysValues,
     LayerCache,
     attend_shared,
+    contiguous,
 )
 from darts_kronos.nn.quantizer import weighted_mean
 
@@ -46,11 +50,24 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.s1 = nn.Embedding(2**config.s1_bits, config.d_model)
         self.s2 = nn.Embedding(2**config.s2_bits, config.d_model)
-        self.fusion = nn.Linear(2 * config.d_model, config.d_model)
+        self.fusion = Linear(2 * config.d_model, config.d_model)
         self.scale = config.d_model**0.5
+        # Both tables taken through the fusion, while weights do not change.
+        self.folded: tuple[Tensor, Tensor] | None = None
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Both tables taken through the fusion, (V1, D) and (V2, D): rows to add."""
+        first, second = self.s1.weight * self.scale, self.s2.weight * self.scale
+        bias = self.fusion(torch.zeros_like(torch.cat((first[:1], second[:1]), dim=-1)))
+        return (
+            self.fusion(torch.cat((first, torch.zeros_like(first)), dim=-1)),
+            self.fusion(torch.cat((torch.zeros_like(second), second), dim=-1)) - bias,
+        )
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Vectors (..., D) of tokens (...)."""
+        if self.folded is not None:
+            return F.embedding(s1, self.folded[0]) + F.embedding(s2, self.folded[1])
         return self.fusion(torch.cat((self.s1(s1), self.s2(s2)), dim=-1) * self.scale)
 
 
@@ -80,9 +97,9 @@ class S2Conditioning(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.query = Linear(d_model, d_model)
+        self.key_value = Linear(d_model, 2 * d_model)
+        self.out = Linear(d_model, d_model)
         self.norm = nn.RMSNorm(d_model, eps=NORM_EPS)
 
     @staticmethod
@@ -102,14 +119,14 @@ class S2Conditioning(nn.Module):
         y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
 
-    def last(self, hidden: Tensor, chosen: Tensor, cache: LayerCache) -> Tensor:
+    def last(self, hidden: Tensor, queries: Tensor, cache: LayerCache) -> Tensor:
         """Conditioned states (B, S, D) of each path's newest bar.
 
-        `hidden` is its state, (B, S, D), which the cache holds already; `chosen` embeds s1.
+        `hidden` is its state, (B, S, D), which the cache holds already; `queries`, (B, S, D), are
+        those of the chosen s1.
         """
-        queries = self._heads(self.query(chosen).unsqueeze(-2))
-        y = attend_shared(queries, cache).squeeze(-2)
-        return self.norm(hidden + self.out(y.flatten(-2)))
+        y = attend_shared(self._heads(queries).unsqueeze(-2), cache)
+        return self.norm(hidden + self.out(y.squeeze(-2).transpose(1, 2).flatten(-2)))
 
 
 class KronosPredictor(nn.Module):
@@ -143,8 +160,10 @@ class KronosPredictor(nn.Module):
         )
         self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         self.s2_conditioning = S2Conditioning(config.d_model)
-        self.s1_head = nn.Linear(config.d_model, 2**config.s1_bits)
-        self.s2_head = nn.Linear(config.d_model, 2**config.s2_bits)
+        self.s1_head = Linear(config.d_model, 2**config.s1_bits)
+        self.s2_head = Linear(config.d_model, 2**config.s2_bits)
+        # The s2 queries of all coarse tokens, while weights do not change.
+        self.queries: Tensor | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -224,7 +243,8 @@ class KronosPredictor(nn.Module):
         """
         x, cache = self.transformer.prefill(self._embed(s1, s2, stamps), capacity)
         hidden = self.norm(x)
-        cache.layers.append(LayerCache(prefix=self.s2_conditioning.keys_values(hidden)))
+        kept = contiguous(self.s2_conditioning.keys_values(hidden))
+        cache.layers.append(LayerCache(prefix=kept))
         return hidden, cache
 
     def extend(self, s1: Tensor, s2: Tensor, stamps: Tensor | None, cache: Cache) -> Tensor:
@@ -237,7 +257,8 @@ class KronosPredictor(nn.Module):
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
         hidden = self.norm(self.transformer.extend(self._embed(s1, s2, spread), cache))
-        cache.layers[-1].append(*self.s2_conditioning.keys_values(hidden), cache.capacity)
+        keys, values = self.s2_conditioning.keys_values(hidden)
+        cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
         return hidden[:, :, -1]
 
     def s1_logits(self, hidden: Tensor) -> Tensor:
@@ -246,8 +267,24 @@ class KronosPredictor(nn.Module):
 
     def s2_logits(self, hidden: Tensor, next_s1: Tensor, cache: Cache) -> Tensor:
         """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
-        chosen = self.tokens.s1(next_s1)
-        return self.s2_head(self.s2_conditioning.last(hidden, chosen, cache.layers[-1]))
+        if self.queries is None:
+            queries = self.s2_conditioning.query(self.tokens.s1(next_s1))
+        else:
+            queries = F.embedding(next_s1, self.queries)
+        return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Fold the embeddings into what comes next for the block, in which weights must not change.
+
+        The token tables are taken through the fusion, the coarse one through the s2 query.
+        """
+        try:
+            self.tokens.folded = self.tokens.fold()
+            self.queries = self.s2_conditioning.query(self.tokens.s1.weight)
+            yield
+        finally:
+            self.tokens.folded = self.queries = None
 
 
 def _token_loss(logits: Tensor, tokens: Tensor, weights: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import TokenizerConfig
+from darts_kronos.nn.kernels import Linear
 from darts_kronos.nn.layers import Block, Cache, CausalStack
 from darts_kronos.nn.quantizer import (
     BinarySphericalQuantizer,
@@ -63,16 +64,16 @@ class KronosTokenizer(nn.Module):
             return CausalStack(blocks, config.d_model // config.n_heads)
 
         n_bits = config.s1_bits + config.s2_bits
-        self.embed = nn.Linear(config.n_components, config.d_model)
+        self.embed = Linear(config.n_components, config.d_model)
         self.encoder = stack(config.n_encoder_layers)
-        self.to_code = nn.Linear(config.d_model, n_bits)
+        self.to_code = Linear(config.d_model, n_bits)
         self.quantizer = BinarySphericalQuantizer(
             beta=config.beta, gamma0=config.gamma0, gamma=config.gamma, zeta=config.zeta
         )
-        self.from_s1 = nn.Linear(config.s1_bits, config.d_model)
-        self.from_code = nn.Linear(n_bits, config.d_model)
+        self.from_s1 = Linear(config.s1_bits, config.d_model)
+        self.from_code = Linear(n_bits, config.d_model)
         self.decoder = stack(config.n_decoder_layers)
-        self.head = nn.Linear(config.d_model, config.n_components)
+        self.head = Linear(config.d_model, config.n_components)
 
     def _split(self, code: Tensor) -> tuple[Tensor, Tensor]:
         s1, s2 = code.split((self.config.s1_bits, self.config.s2_bits), dim=-1)

@@ -1,0 +1,1 @@
+"""What ``speed.py`` measures, one module for each of its subcommands."""

@@ -1,0 +1,202 @@
+"""Sample paths against the original's, and the share of the memory's bandwidth that is reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from darts_kronos.generation import Paths, Sampling, sample_paths
+from timing import machine, original
+from timing.clock import Seconds, WrongAnswer, row, seconds_of
+
+CHECKED_BARS = 12
+"""New bars of each window that are compared token by token; of the first window, all."""
+
+NEARLY_GREEDY = Sampling(temperature=1e-6)
+"""Draws the most probable token by the way that sampling takes, in all paths."""
+
+MAX_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is generated: a size, bars of context and horizon, windows and paths of each."""
+
+    size: str
+    context: int
+    horizon: int
+    windows: int
+    paths: int
+    sliding: str = "exact"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        slides = self.context + self.horizon > MAX_CONTEXT
+        text = f"{self.size} {self.context}/{self.horizon} {self.windows} x {self.paths}"
+        return f"{text}, sliding {self.sliding}" if slides else text
+
+
+FITTING = [
+    Case(size, 400, 112, windows, paths)
+    for size in ("mini", "small")
+    for windows, paths in ((1, 1), (1, 10), (8, 10))
+]
+LARGE = [Case("mini", 400, 112, 8, 100)]
+SLIDING = [
+    Case(size, MAX_CONTEXT, 120, 1, 10, sliding)
+    for size in ("mini", "small")
+    for sliding in ("exact", "cached")
+]
+CASES = FITTING + LARGE + SLIDING
+QUICK = [*FITTING[:4], SLIDING[0], SLIDING[1]]
+
+
+def _ours(
+    nets: original.Networks, case: Case, inputs: tuple[Tensor, Tensor], sampling: Sampling
+) -> Paths:
+    context, stamps = inputs
+    return sample_paths(
+        nets.tokenizer,
+        nets.predictor,
+        context,
+        stamps,
+        n=case.horizon,
+        num_samples=case.paths,
+        max_context=MAX_CONTEXT,
+        sampling=sampling,
+        sliding=case.sliding,
+    )
+
+
+def check(nets: original.Networks, case: Case, inputs: tuple[Tensor, Tensor], bars: int) -> None:
+    """Compare the greedy tokens of all paths with the original's.
+
+    Parameters
+    ----------
+    bars
+        New bars of the first window to compare.
+
+    Raises
+    ------
+    WrongAnswer
+        If one token of one path differs.
+    """
+    ours = _ours(nets, case, inputs, NEARLY_GREEDY)
+    context, stamps = inputs
+    few = min(CHECKED_BARS, bars)
+    for windows, n in ((slice(0, 1), bars), (slice(1, None), few)):
+        if len(context[windows]) == 0:
+            continue
+        upto = case.context + n
+        s1, s2 = original.greedy(nets, context[windows], stamps[windows, :upto], n, MAX_CONTEXT)
+        for mine, theirs in ((ours.s1, s1), (ours.s2, s2)):
+            same = mine[:, windows, :n] == theirs
+            if not same.all():
+                path, window, bar = (~same).nonzero()[0].tolist()
+                raise WrongAnswer(
+                    f"{case.name}: window {window}, path {path}: the token of new bar {bar} is "
+                    "not the original's."
+                )
+
+
+def weight_bytes(nets: original.Networks, case: Case) -> int:
+    """Bytes of weights that one step of the predictor reads: its blocks, s2 layer and heads."""
+    predictor = nets.predictor
+    parts = (
+        *predictor.transformer.blocks,
+        predictor.s2_conditioning.key_value,
+        predictor.s2_conditioning.out,
+        predictor.s1_head,
+        predictor.s2_head,
+    )
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def measure(case: Case, repeats: int, limit: float, most_rows: int, checked: int) -> dict[str, Any]:
+    """A row of the table.
+
+    Parameters
+    ----------
+    case
+        What is generated.
+    repeats
+        How often both are measured, in turns.
+    limit
+        Seconds above which the original is measured on a part and scaled.
+    most_rows
+        Rows that the part has at most.
+    checked
+        New bars of the first window whose tokens are compared; of others at most
+        ``CHECKED_BARS``.
+    """
+    nets = original.networks(case.size)
+    inputs = original.random_windows(case.windows, case.context, case.horizon)
+    if case.sliding == "exact":
+        check(nets, case, inputs, min(checked, case.horizon))
+    run = lambda: _ours(nets, case, inputs, Sampling())  # noqa: E731
+    run()
+    arguments = (nets, *inputs, case.horizon, MAX_CONTEXT, case.paths)
+    ours, theirs, part = [], [], ""
+    for _ in range(repeats):
+        ours.append(min(seconds_of(run) for _ in range(2)))
+        estimate, part = original.scaled_seconds(*arguments, most_rows)
+        theirs.append(estimate)
+    if max(theirs) <= limit:
+        whole = max(1, min(repeats, int(limit / max(theirs))))
+        theirs, part = [], ""
+        for _ in range(whole):
+            theirs.append(original.sampled_seconds(*arguments))
+            ours.append(seconds_of(run))
+    tokens = case.windows * case.paths * case.horizon
+    more: dict[str, Any] = {"bars/s": tokens / Seconds(ours).median}
+    if case.windows * case.paths == 1:
+        rate = weight_bytes(nets, case) / step_seconds(nets, inputs, case)
+        more |= {"weights GB/s": rate / 1e9, "share of bandwidth": rate / machine.bandwidth()}
+    return row(case.name, Seconds(ours), Seconds(theirs, part), **more)
+
+
+def step_seconds(nets: original.Networks, inputs: tuple[Tensor, Tensor], case: Case) -> float:
+    """Seconds of one step of one path: a run over the whole horizon less one over half of it."""
+    context, stamps = inputs
+    best = {}
+    for n in (case.horizon // 2, case.horizon):
+        best[n] = min(
+            seconds_of(
+                lambda n=n: sample_paths(
+                    nets.tokenizer,
+                    nets.predictor,
+                    context,
+                    stamps[:, : case.context + n],
+                    n=n,
+                    max_context=MAX_CONTEXT,
+                    sampling=Sampling(),
+                )
+            )
+            for _ in range(5)
+        )
+    half, whole = best
+    return (best[whole] - best[half]) / (whole - half)
+
+
+def run(repeats: int, quick: bool, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of all cases, or of those whose names contain one of `names`."""
+    rows = []
+    for case in QUICK if quick and not names else CASES:
+        if names and not any(name in case.name for name in names):
+            continue
+        started = time.perf_counter()
+        one = measure(
+            case,
+            repeats=1 if quick else repeats,
+            limit=20.0 if quick else 600.0,
+            most_rows=10 if quick else 80,
+            checked=CHECKED_BARS if quick else case.horizon,
+        )
+        rows.append(one)
+        print(f"  {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return rows

@@ -1,0 +1,144 @@
+"""Linear layers by the fastest product that the device has.
+
+On CPUs torch multiplies float32 matrices with its BLAS library, which on many processors is half
+as fast as oneDNN, the library that torch brings along for other data types. Here oneDNN is asked
+for float32 too, in training and in generation, wherever this build of torch has it.
+
+Shapes by letter: ... any leading shape, I and O widths in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+PACKED_FOR = 80
+"""Rows that weights are laid out for; other numbers work, and gain nearly as much."""
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
+
+
+def _by_onednn(*tensors: Tensor) -> bool:
+    """Whether oneDNN is there and its product of these is one of float32 on a CPU."""
+    return (
+        _HAS_ONEDNN
+        and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """``x @ weight.T + bias`` and its gradients, all by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        rows, inputs = gradient.flatten(0, -2), x.flatten(0, -2)
+        to_x = _onednn(gradient, weight.t(), None) if of_x else None
+        to_weight = None
+        if of_weight and weight.shape[0] > weight.shape[1]:
+            to_weight = _onednn(inputs.t(), rows.t(), None).t()
+        elif of_weight:
+            to_weight = _onednn(rows.t(), inputs.t(), None)
+        to_bias = rows.sum(dim=0) if ctx.has_bias and of_bias else None
+        return to_x, to_weight, to_bias
+
+
+class PackedWeights:
+    """Weights of a linear layer, laid out once for many small products without gradients.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    dtype
+        Data type of the product; the result has that of the input.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
+        self.dtype = dtype
+        self.weight = layer.weight.detach().to(dtype)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        self.reordered = (
+            _HAS_ONEDNN
+            and self.weight.device.type == "cpu"
+            and (dtype == torch.float32 or _onednn_has(dtype))
+        )
+        if self.reordered:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Products (..., O) of inputs (..., I)."""
+        product = _onednn if self.reordered else F.linear
+        return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return dtype == torch.bfloat16 and supported is not None and bool(supported())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias``, (..., O), of inputs (..., I), with gradients."""
+    if _by_onednn(x, weight) and x.numel() > 0:
+        # Of parts of larger tensors oneDNN makes nothing fast.
+        out: Tensor = _OneDnnLinear.apply(x.contiguous(), weight.contiguous(), bias)
+        return out
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer.
+
+    Attributes
+    ----------
+    packed
+        Its weights for many products without gradients, while there are such to make.
+    """
+
+    packed: PackedWeights | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., O) of inputs (..., I)."""
+        if self.packed is not None:
+            return self.packed(x)
+        return linear(x, self.weight, self.bias)
+
+
+@contextmanager
+def packed(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Pack the weights of all linear layers for the block, for products of `dtype`.
+
+    Within it there are no gradients, and weights must not change.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Linear)]
+    try:
+        for layer in layers:
+            layer.packed = PackedWeights(layer, dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
