@@ -86,6 +86,16 @@ class TwoStageTorchModel(StampedTorchModel):
     tokenizer_optimizer_kwargs: dict[str, Any]
     tokenizer_trainer_kwargs: dict[str, Any]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As Darts does with those of the predictor stage: of callbacks, a saved model holds those
+        # of its parameters alone.
+        state: dict[str, Any] = super().__getstate__()
+        kept = {k: v for k, v in self.tokenizer_trainer_kwargs.items() if k != "callbacks"}
+        given = self._model_params["tokenizer_trainer_kwargs"] or {}
+        if "callbacks" in given:
+            kept["callbacks"] = given["callbacks"]
+        return {**state, "tokenizer_trainer_kwargs": kept}
+
     @property
     def _goes_on_trained(self) -> bool:
         """Whether `fit` trains on what a `fit` before ended with; not if it resumes that one."""
