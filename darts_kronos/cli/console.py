@@ -91,7 +91,7 @@ def speaking() -> Iterator[None]:
         with (
             _handled("darts", quiet),
             _handled("pytorch_lightning", quiet, logging.WARNING),
-            _handled("lightning", quiet, logging.WARNING),
+            _handled("lightning_fabric", quiet, logging.WARNING),
             _handled("darts_kronos", quiet),
         ):
             yield

@@ -18,7 +18,7 @@ from darts_kronos.cli.console import logged_to, say, warn
 from darts_kronos.cli.data import Parts, fingerprint, read, span, split
 from darts_kronos.cli.errors import CommandError, RunError
 from darts_kronos.cli.files import write_json, written
-from darts_kronos.cli.processes import hear, is_first, tell
+from darts_kronos.cli.processes import hear, is_first, part, tell
 from darts_kronos.cli.report import STAGES, Advice, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
 from darts_kronos.model import KronosModel
@@ -104,6 +104,7 @@ def _train(
         model.fit(parts.train, val_series=parts.val or None, load_best=bool(parts.val), **plan.fit)
     except ValueError as error:
         raise RunError(f"Training failed: {error}") from error
+    part()
     if not is_first():
         return
     if config.sampling.calibrate and parts.val:

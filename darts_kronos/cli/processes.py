@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import torch.distributed as dist
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.distributed import TCPStore
 
@@ -25,6 +26,13 @@ def torchrun() -> tuple[int, int] | None:
         return None
     each, together = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return each, together // each
+
+
+def part() -> None:
+    """End the training's community of processes: what the first does now concerns no other."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def tell(decision: str) -> None:

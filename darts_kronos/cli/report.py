@@ -120,7 +120,7 @@ class StageReport(pl.Callback):
             * ((trainer.max_epochs or 0) - epoch)
         )
         rate = _rate(trainer)
-        pl_module.log("learning_rate", rate, rank_zero_only=True)
+        pl_module.log("learning_rate", rate, sync_dist=True)
         if not trainer.is_global_zero:
             return
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
