@@ -145,6 +145,10 @@ _PARAMETER_KEYS = {
     "output_chunk_length": ("data", "predict_window"),
     "n_epochs_tokenizer": ("training", "tokenizer_epochs"),
     "n_epochs": ("training", "basemodel_epochs"),
+    "local_dir": ("model_paths", "pretrained_predictor"),
+    "hub_model_name": ("model_paths", "pretrained_predictor"),
+    "tokenizer_local_dir": ("model_paths", "pretrained_tokenizer"),
+    "hub_tokenizer_name": ("model_paths", "pretrained_tokenizer"),
 }
 """Keys of a config that are called otherwise than the parameter that they set."""
 

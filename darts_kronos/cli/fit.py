@@ -18,9 +18,11 @@ from darts_kronos.cli.console import logged_to, say, warn
 from darts_kronos.cli.data import Parts, fingerprint, read, span, split
 from darts_kronos.cli.errors import CommandError, RunError
 from darts_kronos.cli.files import write_json, written
+from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import hear, is_first, part, tell
 from darts_kronos.cli.report import STAGES, Advice, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
+from darts_kronos.cli.weights import give_back, has_predictor, starting
 from darts_kronos.model import KronosModel
 from darts_kronos.plotting import plot_training
 
@@ -48,35 +50,36 @@ def fit(file: ConfigFile, force: bool = False) -> None:
     series = read(config.data)
     parts = split(series, config.data)
     plan = planning.make(config, parts, show_progress=first and sys.stderr.isatty())
-    try:
-        KronosModel(**plan.model)
-    except ValueError as error:
-        raise file.blame(error) from error
     run = RunFolder(config.model_paths)
     sha256 = fingerprint(series)
-    decision = run.decide(config, sha256, force) if first else hear()
-    if first:
-        if decision == "new":
-            run.clear()
-            about = {
-                "name": config.experiment.name,
-                "description": config.experiment.description,
-                "seed": config.training.seed,
-                "data": {"path": config.data.data_path, "bars": span(series), "sha256": sha256},
-                **environment(),
-            }
-            run.begin(config, about)
-        tell(decision)
-    if decision == "nothing":
-        say(f"{run.path}: this run is finished and is left as it is.")
-        return
-    with logged_to(run.log):
+    with starting(file, plan) as plan:
         try:
-            _train(file, run, plan, parts, decision == "resume")
-        except BaseException as error:
-            if first:
-                _note_failure(run, error)
-            raise
+            KronosModel(**plan.model)
+        except ValueError as error:
+            raise file.blame(error) from error
+        decision = run.decide(config, sha256, force) if first else hear()
+        if first:
+            if decision in ("new", "predictor"):
+                run.clear(only_predictor=decision == "predictor")
+                about = {
+                    "name": config.experiment.name,
+                    "description": config.experiment.description,
+                    "seed": config.training.seed,
+                    "data": {"path": config.data.data_path, "bars": span(series), "sha256": sha256},
+                    **environment(),
+                }
+                run.begin(config, about)
+            tell(decision)
+        if decision == "nothing":
+            say(f"{run.path}: this run is finished and is left as it is.")
+            return
+        with logged_to(run.log):
+            try:
+                _train(file, run, plan, parts, decision == "resume")
+            except BaseException as error:
+                if first:
+                    _note_failure(run, error)
+                raise
 
 
 def _train(
@@ -111,7 +114,7 @@ def _train(
         say("\nCalibrating the sampling on the validation part ...")
         tried = model.calibrate(parts.val, verbose=plan.fit["verbose"])
         say(tried[tried["before"] | tried["chosen"]].to_string(index=False))
-    _keep(model, run)
+    _keep(model, run, config)
 
 
 def _resumed(run: RunFolder, plan: planning.Plan) -> KronosModel | None:
@@ -161,22 +164,24 @@ def _parts_in_words(parts: Parts, context: int) -> str:
     return ", ".join(texts)
 
 
-def _keep(model: KronosModel, run: RunFolder) -> None:
-    """Save a trained model, its figures and its curves."""
+def _keep(model: KronosModel, run: RunFolder, config: Config) -> None:
+    """Save a trained model, its weights in the released layout, its figures and its curves."""
     save(model, run.model)
+    give_back(model, run, config)
     history = model.training_history
-    metrics = {stage: _best(history[history["stage"] == stage]) for stage in STAGES}
-    write_json(run.metrics, {stage: values for stage, values in metrics.items() if values})
-    figure = plot_training(model, title=str(run.path.name))
-    with written(run.curves) as unfinished:
-        figure.savefig(unfinished, dpi=CURVES_DPI)
     say("")
-    for stage, values in metrics.items():
-        loss = "val_loss" if "val_loss" in values else "train_loss"
-        if values:
-            say(f"{stage}: best epoch {values['epoch']}, {loss} {values[loss]:.4f}")
-    run.finish()
-    say(f"{run.path}: model, checkpoints, {run.curves.name}, {run.epochs.name}, {run.log.name}")
+    if len(history):
+        metrics = {stage: _best(history[history["stage"] == stage]) for stage in STAGES}
+        write_json(run.metrics, {stage: values for stage, values in metrics.items() if values})
+        figure = plot_training(model, title=str(run.path.name))
+        with written(run.curves) as unfinished:
+            figure.savefig(unfinished, dpi=CURVES_DPI)
+        for stage, values in metrics.items():
+            loss = "val_loss" if "val_loss" in values else "train_loss"
+            if values:
+                say(f"{stage}: best epoch {values['epoch']}, {loss} {values[loss]:.4f}")
+    run.finish(forecasts=has_predictor(config))
+    say(f"{run.path}: {', '.join(run.contents())}")
 
 
 def _best(epochs: pd.DataFrame) -> dict[str, Any]:

@@ -27,6 +27,11 @@ def load(file: ConfigFile, show_progress: bool = False) -> KronosModel:
         raise UsageError(
             f"{run.path}: there is no fitted model: run `darts-kronos fit {file.path}` first."
         )
+    if run.known is not None and not run.known.get("forecasts", True):
+        raise UsageError(
+            f"{run.path}: only the tokenizer was trained; train the predictor too "
+            "(experiment.train_basemodel: true, experiment.train_tokenizer: false)."
+        )
     warnings: list[str] = []
     where = hardware(file.config, warnings)
     for text in warnings:

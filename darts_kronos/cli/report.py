@@ -74,8 +74,8 @@ class StageReport(pl.Callback):
         self._print(trainer, "")
         self._print(
             trainer,
-            f"Stage {number} of 2, the {self.stage}: {left} epochs of "
-            f"{math.ceil(steps / parts)} steps"
+            f"Stage {number} of 2, the {self.stage}: {_count(left, 'epoch')} of "
+            f"{_count(math.ceil(steps / parts), 'step')}"
             + (f", going on after epoch {self._first_epoch}" if self._first_epoch else "")
             + (f", {trainer.world_size} processes" if trainer.world_size > 1 else ""),
         )
@@ -300,6 +300,10 @@ class Advice(pl.Callback):
 
 def _rate(trainer: pl.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _clock(seconds: float) -> str:

@@ -19,7 +19,10 @@ from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.files import write_json, write_text
 from darts_kronos.cli.keys import Config, ModelPaths
 
-Decision = Literal["new", "resume", "nothing"]
+Decision = Literal["new", "predictor", "resume", "nothing"]
+"""How a run begins: anew, with the second stage of one that had but the first, where it was cut
+off, or not at all."""
+
 
 PACKAGES = ("darts-kronos", "darts", "torch", "pytorch-lightning", "numpy", "pandas")
 
@@ -86,6 +89,11 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.about}: cannot be read: {error}.") from None
 
+    def contents(self) -> list[str]:
+        """What of a run's files is there, for the user to look at."""
+        shown = [self.model, self.tokenizer, self.predictor, self.curves, self.epochs, self.log]
+        return [str(one.relative_to(self.path)) for one in shown if one.exists()]
+
     def decide(self, config: Config, data_sha256: str, force: bool) -> Decision:
         """Whether a run is new, goes on, or is finished and is to be left as it is.
 
@@ -112,12 +120,21 @@ class RunFolder:
             )
         if self.known["state"] != "finished":
             return "resume"
+        experiment = config.experiment
+        if self._lacks_predictor and experiment.train_basemodel and not experiment.train_tokenizer:
+            return "predictor"
         if config.experiment.skip_existing:
             return "nothing"
         raise UsageError(
             f"{self.path}: this run is finished. Say another model_paths.exp_name, --force to "
             "train anew over it, or experiment.skip_existing: true to leave it as it is."
         )
+
+    @property
+    def _lacks_predictor(self) -> bool:
+        """Whether the run that is here has trained a tokenizer alone."""
+        assert self.known is not None
+        return self.known["state"] == "finished" and not self.known["forecasts"]
 
     def _check_free(self, config: Config) -> None:
         trained = {
@@ -143,19 +160,21 @@ class RunFolder:
                 "anew over it."
             ) from None
         differing = []
+        stages = {"train_tokenizer", "train_basemodel"} if self._lacks_predictor else set()
         for section, values in config.model_dump().items():
             unimportant = UNIMPORTANT.get(section, set())
             if unimportant is not None:
                 differing += [
                     f"{section}.{key}"
                     for key, value in values.items()
-                    if key not in unimportant and before[section][key] != value
+                    if key not in unimportant | stages and before[section][key] != value
                 ]
         return differing
 
-    def clear(self) -> None:
-        """Remove what a training writes, and nothing else."""
-        for path in (*self.outputs, self.log):
+    def clear(self, only_predictor: bool = False) -> None:
+        """Remove what a training writes, and nothing else; or what its second stage writes."""
+        kept = {self.tokenizer, self.log, self.epochs} if only_predictor else set()
+        for path in {*self.outputs, self.log} - kept:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
