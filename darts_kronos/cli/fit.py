@@ -167,9 +167,9 @@ def _parts_in_words(parts: Parts, context: int) -> str:
 def _keep(model: KronosModel, run: RunFolder, config: Config) -> None:
     """Save a trained model, its weights in the released layout, its figures and its curves."""
     save(model, run.model)
+    say("")
     give_back(model, run, config)
     history = model.training_history
-    say("")
     if len(history):
         metrics = {stage: _best(history[history["stage"] == stage]) for stage in STAGES}
         write_json(run.metrics, {stage: values for stage, values in metrics.items() if values})
