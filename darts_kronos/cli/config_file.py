@@ -39,6 +39,13 @@ class ConfigFile:
     overrides
         Values of the command line as text, by 'section.key'; they replace those of the file.
 
+    Attributes
+    ----------
+    config
+        All values, defaults included; paths are :func:`resolved`.
+    given
+        The values that the file and the command line give, by section and key.
+
     Raises
     ------
     UsageError
@@ -55,9 +62,10 @@ class ConfigFile:
                 tree[section] = {}
             tree[section][key] = _value(text, name)
             self._where[section, key] = f"--{name}"
-        empty = [name for name, value in tree.items() if value is None]
+        # A section whose keys are all comments says nothing.
+        self.given = {name: keys for name, keys in tree.items() if keys is not None}
         try:
-            self.config = Config.model_validate({k: v for k, v in tree.items() if k not in empty})
+            self.config = Config.model_validate(self.given)
         except ValidationError as error:
             raise UsageError("\n".join(self._complaints(error))) from None
         self.config.model_paths = resolved(self.config.model_paths, self.path.stem)

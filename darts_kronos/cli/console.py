@@ -93,6 +93,7 @@ def speaking() -> Iterator[None]:
             _handled("pytorch_lightning", quiet, logging.WARNING),
             _handled("lightning_fabric", quiet, logging.WARNING),
             _handled("darts_kronos", quiet),
+            _handled("optuna", quiet, logging.WARNING),
         ):
             yield
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -166,7 +162,7 @@ def _parts_in_words(parts: Parts, context: int) -> str:
 
 def _keep(model: KronosModel, run: RunFolder, config: Config) -> None:
     """Save a trained model, its weights in the released layout, its figures and its curves."""
-    save(model, run.model)
+    model.save(str(run.model), clean=True)
     say("")
     give_back(model, run, config)
     history = model.training_history
@@ -192,17 +188,6 @@ def _best(epochs: pd.DataFrame) -> dict[str, Any]:
     row = epochs.iloc[int(epochs["val_loss"].argmin()) if validated else -1]
     values: dict[str, Any] = json.loads(row.dropna().to_json())
     return values
-
-
-def save(model: KronosModel, path: Path) -> None:
-    """Save a model and its weights: both are there whole, or what was there before stays."""
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".saving"))
-    try:
-        model.save(str(folder / path.name), clean=True)
-        for part in sorted(folder.iterdir(), reverse=True):
-            os.replace(part, path.parent / part.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _note_failure(run: RunFolder, error: BaseException) -> None:

@@ -107,7 +107,6 @@ def _fitting(paths: str | list[str], series: list[TimeSeries]) -> dict[str, dict
         },
         "training": {"batch_size": 32, "tokenizer_batch_size": 16, "seed": 100},
         "model_paths": {"exp_name": name, "base_path": "runs"},
-        "model": {"size": "nano"},
         "sampling": {"num_samples": 100},
     }
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from darts_kronos.cli import backtest, forecast, init, inspect
+from darts_kronos.cli import backtest, forecast, init, inspect, tune
 from darts_kronos.cli.config_file import ConfigFile, nearest_option
 from darts_kronos.cli.console import speaking
 from darts_kronos.cli.errors import CommandError, UsageError
@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     backtest.options(
         command("backtest", lambda a: backtest.run(_file(a), a), "measure forecasts of the past")
+    )
+    tune.options(
+        command("tune", lambda a: tune.run(_file(a), a), "search the parameters left open")
     )
     inspect.options(
         command("inspect", inspect.run, "tell what a run, a model or a checkpoint is", False)

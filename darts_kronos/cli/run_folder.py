@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from darts_kronos.cli.config_file import dump
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.files import write_json, write_text
 from darts_kronos.cli.keys import Config, ModelPaths
+from darts_kronos.storage import held
 
 Decision = Literal["new", "predictor", "resume", "nothing"]
 """How a run begins: anew, with the second stage of one that had but the first, where it was cut
@@ -172,13 +174,24 @@ class RunFolder:
         return differing
 
     def clear(self, only_predictor: bool = False) -> None:
-        """Remove what a training writes, and nothing else; or what its second stage writes."""
+        """Remove what a training writes, and nothing else; or what its second stage writes.
+
+        Raises
+        ------
+        UsageError
+            If a training is at work here.
+        """
         kept = {self.tokenizer, self.log, self.epochs} if only_predictor else set()
-        for path in {*self.outputs, self.log} - kept:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        training = self.path / self.training
+        try:
+            with held(str(training), "The run") if training.is_dir() else nullcontext():
+                for path in {*self.outputs, self.log} - kept:
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
+        except ValueError as error:
+            raise UsageError(f"{self.path}: {error}") from error
 
     def begin(self, config: Config, about: dict[str, Any]) -> None:
         """Make the folder and note what is about to run."""
