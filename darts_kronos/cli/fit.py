@@ -16,7 +16,7 @@ from darts_kronos.cli.errors import CommandError, RunError
 from darts_kronos.cli.files import write_json, written
 from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import hear, is_first, part, tell
-from darts_kronos.cli.report import STAGES, Advice, StageReport
+from darts_kronos.cli.report import STAGES, Advice, StageBar, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
 from darts_kronos.cli.weights import give_back, has_predictor, starting
 from darts_kronos.model import KronosModel
@@ -140,8 +140,13 @@ def _attach(
     """Let both stages report. These callbacks are no part of a saved model."""
     workers = plan.fit["dataloader_kwargs"]["num_workers"]
     n_bars = sum(map(len, parts.train))
+    shows = plan.model["pl_trainer_kwargs"]["enable_progress_bar"]
     tokenizer, predictor = (
-        [StageReport(stage, log_interval, run.epochs), Advice(stage, n_bars, workers)]
+        [
+            StageReport(stage, log_interval, run.epochs),
+            Advice(stage, n_bars, workers),
+            *([StageBar()] if shows else []),
+        ]
         for stage in STAGES
     )
     model.trainer_params["callbacks"] = [*model.trainer_params.get("callbacks", []), *predictor]

@@ -133,7 +133,8 @@ def _report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     elif isinstance(error, OSError):
-        text, code = f"{error.filename or 'writing'}: {error.strerror or error}.", 1
+        where = f"{error.filename}: " if error.filename else ""
+        text, code = f"{where}{str(error.strerror or error).rstrip('.')}.", 1
     else:
         text, code = f"{error} ({type(error).__name__}; --debug shows where)", 1
     print(f"darts-kronos: error: {text}", file=sys.stderr)

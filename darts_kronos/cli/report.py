@@ -13,6 +13,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from darts_kronos.cli.console import note, say, warn
 from darts_kronos.cli.errors import RunError
@@ -37,6 +38,23 @@ RISING_EPOCHS = 3
 
 WAITING = 0.3
 """Share of the time spent on waiting for windows above which loading is said to be slow."""
+
+
+class StageBar(TQDMProgressBar):
+    """A progress bar of an epoch's steps; the losses are in the table above it."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """No values beside the bar."""
+        return {}
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar of validation: the epoch's own waits for it."""
+        return Tqdm(disable=True)
+
+    def make_room(self) -> None:
+        """Clear the terminal's last line, which is the bar's, for a line of text."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.clear()
 
 
 class StageReport(pl.Callback):
@@ -155,9 +173,8 @@ class StageReport(pl.Callback):
 
     def _print(self, trainer: pl.Trainer, line: str) -> None:
         bar = trainer.progress_bar_callback
-        if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
-            # The bar stands in the terminal's last line: the table goes above it.
-            bar.train_progress_bar.clear()
+        if isinstance(bar, StageBar):
+            bar.make_room()
         say(line)
 
     def _keep(self, row: dict[str, Any]) -> None:
