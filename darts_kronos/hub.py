@@ -161,6 +161,7 @@ def locate(params: Mapping[str, Any]) -> Located:
         settings = root if (root / SETTINGS_FILE).is_file() else None
     elif root is not None and (root / CONFIG_FILE).is_file():
         predictor = root
+        settings = root if (root / SETTINGS_FILE).is_file() else None
     elif name is None:
         raise ValueError(
             f"`local_dir` '{root}' holds no predictor: neither '{PREDICTOR_FOLDER}/{CONFIG_FILE}' "

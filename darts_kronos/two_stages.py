@@ -93,6 +93,36 @@ class TwoStageTorchModel(StampedTorchModel):
     tokenizer_optimizer_kwargs: dict[str, Any]
     tokenizer_trainer_kwargs: dict[str, Any]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As Darts does with those of the predictor stage: of callbacks, a saved model holds those
+        # of its parameters alone.
+        state: dict[str, Any] = super().__getstate__()
+        kept = {k: v for k, v in self.tokenizer_trainer_kwargs.items() if k != "callbacks"}
+        given = self._model_params["tokenizer_trainer_kwargs"] or {}
+        if "callbacks" in given:
+            kept["callbacks"] = given["callbacks"]
+        state |= {"tokenizer_trainer_kwargs": kept}
+        if self._makes_logger:
+            # Loggers hold files, which a safe loader has reason to refuse.
+            trainer_params = state["trainer_params"].items()
+            state["trainer_params"] = {k: v for k, v in trainer_params if k != "logger"}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        is_whole = bool(state["trainer_params"])
+        super().__setstate__(state)
+        if is_whole and self._makes_logger:
+            self.trainer_params["logger"] = self._tensorboard("logs")
+
+    @property
+    def _makes_logger(self) -> bool:
+        """Whether Darts makes a logger for the predictor stage."""
+        own = self._model_params.get("pl_trainer_kwargs") or {}
+        return bool(self._model_params.get("log_tensorboard")) and "logger" not in own
+
+    def _tensorboard(self, version: str) -> TensorBoardLogger:
+        return TensorBoardLogger(self._folder, name="", version=version)
+
     @property
     def _goes_on_trained(self) -> bool:
         """Whether `fit` trains on what a `fit` before ended with; not if it resumes that one."""
@@ -350,7 +380,7 @@ class TwoStageTorchModel(StampedTorchModel):
     def _tokenizer_logger(self) -> TensorBoardLogger | bool:
         """TensorBoard for stage one beside stage two's, if the user asked for it."""
         wanted = self._model_params.get("log_tensorboard")
-        return bool(wanted) and TensorBoardLogger(self._folder, name="", version="logs_tokenizer")
+        return bool(wanted) and self._tensorboard("logs_tokenizer")
 
     @property
     def _folder(self) -> str:
