@@ -6,7 +6,8 @@ of :mod:`darts_kronos.nn` have their own, with query, key and value projections 
 of a SwiGLU) stored as one matrix.
 
 A whole model is a folder with two such checkpoints, ``tokenizer`` and ``predictor``, and a file
-``darts_kronos.json`` with what the networks do not say themselves; see :class:`ModelSettings`.
+``darts_kronos.json`` with what the networks do not say themselves; see
+:class:`~darts_kronos.model_settings.ModelSettings`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -26,21 +26,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darts_kronos.components import CANDLE
+from darts_kronos.model_settings import (
+    SETTINGS_FILE,
+    ModelSettings,
+    read_json,
+    read_settings,
+)
 from darts_kronos.nn.config import (
     CROSS_ATTENTION_HEADS,
     SIZES,
     PredictorConfig,
     TokenizerConfig,
-    is_number,
 )
 from darts_kronos.nn.layers import ROTARY_BASE
 from darts_kronos.nn.predictor import STAMP_SIZES, KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
-from darts_kronos.representation import REPRESENTATIONS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-SETTINGS_FILE = "darts_kronos.json"
 TOKENIZER_FOLDER, PREDICTOR_FOLDER = "tokenizer", "predictor"
 
 RELEASED_CONTEXT, RELEASED_MINI_CONTEXT = 512, 2048
@@ -128,7 +131,10 @@ def load_released_tokenizer(
     ValueError
         If weights are missing, surplus, or of another shape than the configuration says.
     """
-    return _load_parts(tokenizer, weights, dict(_tokenizer_sources(tokenizer.config)))
+    config = tokenizer.config
+    stored = weights.get("tokenizer.bsq.group_basis")
+    _check_buffers(weights, _tokenizer_buffers(config, 1 if stored is None else len(stored)))
+    return _load_parts(tokenizer, weights, dict(_tokenizer_sources(config)))
 
 
 def load_released_predictor(
@@ -141,6 +147,7 @@ def load_released_predictor(
     ValueError
         If weights are missing, surplus, or of another shape than the configuration says.
     """
+    _check_buffers(weights, _predictor_buffers(predictor.config))
     return _load_parts(predictor, weights, dict(_predictor_sources(predictor.config)))
 
 
@@ -192,7 +199,7 @@ def _files_of(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
                 f"'{folder}' is not a checkpoint: it has no file '{name}'. Weights are read from "
                 "safetensors only, never from a pickle."
             )
-    config = _read_json(folder / CONFIG_FILE)
+    config = read_json(folder / CONFIG_FILE)
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
             yield config, weights
@@ -200,67 +207,6 @@ def _files_of(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         raise ValueError(
             f"'{folder / WEIGHTS_FILE}' cannot be read as safetensors (truncated?): {error}"
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"'{path}' must hold a JSON object.")
-    return values
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """What a whole model has to be told beside its two networks.
-
-    Parameters
-    ----------
-    components
-        Names of the components that the tokenizer sees, in order.
-    representation
-        How it sees them, "window" or "returns".
-    clip
-        Bound on the absolute normalised values.
-    max_context
-        Bars that the predictor sees at most.
-    calendar_stamps
-        Whether the predictor was trained with calendar stamps.
-
-    Raises
-    ------
-    ValueError
-        If a value is not what it must be.
-    """
-
-    components: tuple[str, ...]
-    representation: str
-    clip: float
-    max_context: int
-    calendar_stamps: bool
-
-    def __post_init__(self) -> None:
-        names = self.components
-        named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-        _require_setting(named and len(names) > 0, "components", names, "names, each of them once")
-        known = self.representation in REPRESENTATIONS
-        allowed = " or ".join(map(repr, REPRESENTATIONS))
-        _require_setting(known, "representation", self.representation, allowed)
-        positive = is_number(self.clip) and self.clip > 0
-        _require_setting(positive, "clip", self.clip, "a number > 0")
-        whole = isinstance(self.max_context, int) and not isinstance(self.max_context, bool)
-        _require_setting(
-            whole and self.max_context >= 2, "max_context", self.max_context, "an integer >= 2"
-        )
-        told = isinstance(self.calendar_stamps, bool)
-        _require_setting(told, "calendar_stamps", self.calendar_stamps, "true or false")
-
-
-def _require_setting(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 
 
 def settings_of(
@@ -297,19 +243,7 @@ def settings_of(
             max_context=RELEASED_MINI_CONTEXT if mini else RELEASED_CONTEXT,
             calendar_stamps=True,
         )
-    values = _read_json(path)
-    try:
-        settings = ModelSettings(
-            components=tuple(values["components"]),
-            representation=values["representation"],
-            clip=values["clip"],
-            max_context=values["max_context"],
-            calendar_stamps=values["calendar_stamps"],
-        )
-    except KeyError as error:
-        raise ValueError(f"'{path}' lacks {error.args[0]!r}.") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' is spoilt: {error}") from error
+    settings = read_settings(path)
     if len(settings.components) != tokenizer.n_components:
         raise ValueError(
             f"'{path}' names {len(settings.components)} components "
@@ -443,14 +377,7 @@ def write_tokenizer(
     values["n_dec_layers"] += 1
     values["group_size"] = group_size or group_size_of(None, config)
     weights = _split_parts(tokenizer, dict(_tokenizer_sources(config)))
-    for part, count in (("encoder", config.n_encoder_layers), ("decoder", config.n_decoder_layers)):
-        for i in range(count):
-            weights[f"{part}.{i}.self_attn.rotary.inv_freq"] = _inverse_frequencies(
-                config.d_model // config.n_heads
-            )
-    for name, size in (("basis", config.s1_bits + config.s2_bits), ("group_basis", 0)):
-        powers = torch.arange((size or values["group_size"]) - 1, -1, -1)
-        weights[f"tokenizer.bsq.{name}"] = 2**powers
+    weights |= _tokenizer_buffers(config, values["group_size"])
     _write(Path(folder), values, weights)
 
 
@@ -459,26 +386,53 @@ def write_predictor(predictor: KronosPredictor, folder: str | PathLike[str]) -> 
     config = predictor.config
     values = {foreign: getattr(config, ours) for ours, foreign in _PREDICTOR_CONFIG.items()}
     weights = _split_parts(predictor, dict(_predictor_sources(config)))
-    for i in range(config.n_layers):
-        weights[f"transformer.{i}.self_attn.rotary.inv_freq"] = _inverse_frequencies(
-            config.d_model // config.n_heads
-        )
-    weights["dep_layer.cross_attn.rotary.inv_freq"] = _inverse_frequencies(
-        config.d_model // CROSS_ATTENTION_HEADS
-    )
+    weights |= _predictor_buffers(config)
     _write(Path(folder), values, weights)
-
-
-def write_settings(settings: ModelSettings, folder: str | PathLike[str]) -> None:
-    """Write the settings of a whole model to an existing folder."""
-    text = json.dumps(asdict(settings), indent=2) + "\n"
-    (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
 def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _tokenizer_buffers(config: TokenizerConfig, group_size: int) -> dict[str, Tensor]:
+    """What the original stores beside a tokenizer's weights."""
+    frequencies = _inverse_frequencies(config.d_model // config.n_heads)
+    parts = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}
+    buffers = {
+        f"{part}.{i}.self_attn.rotary.inv_freq": frequencies.clone()
+        for part, count in parts.items()
+        for i in range(count)
+    }
+    for name, size in {"basis": config.s1_bits + config.s2_bits, "group_basis": group_size}.items():
+        buffers[f"tokenizer.bsq.{name}"] = 2 ** torch.arange(size - 1, -1, -1)
+    return buffers
+
+
+def _predictor_buffers(config: PredictorConfig) -> dict[str, Tensor]:
+    """What the original stores beside a predictor's weights."""
+    frequencies = _inverse_frequencies(config.d_model // config.n_heads)
+    buffers = {
+        f"transformer.{i}.self_attn.rotary.inv_freq": frequencies.clone()
+        for i in range(config.n_layers)
+    }
+    buffers["dep_layer.cross_attn.rotary.inv_freq"] = _inverse_frequencies(
+        config.d_model // CROSS_ATTENTION_HEADS
+    )
+    return buffers
+
+
+def _check_buffers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse stored buffers that are not what the configuration makes anew."""
+    for name, tensor in expected.items():
+        stored = weights.get(name)
+        if stored is not None and stored.shape != tensor.shape:
+            raise ValueError(
+                f"The weights of the checkpoint do not fit its configuration: {name} has shape "
+                f"{tuple(stored.shape)}, the configuration asks for {tuple(tensor.shape)} (is "
+                "its number of heads, or of bits, another?)."
+            )
 
 
 def _inverse_frequencies(head_width: int) -> Tensor:

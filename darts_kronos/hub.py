@@ -17,10 +17,10 @@ from huggingface_hub import errors, try_to_load_from_cache
 from darts_kronos.checkpoints import (
     CONFIG_FILE,
     PREDICTOR_FOLDER,
-    SETTINGS_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
 )
+from darts_kronos.model_settings import SETTINGS_FILE
 
 logger = get_logger(__name__)
 

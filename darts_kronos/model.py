@@ -451,7 +451,7 @@ class KronosModel(PretrainedTorchModel):
                 "The components that the model was trained on are not known: load weights with "
                 "`skip_checks=False`."
             )
-        if not self._uses_stamps:
+        if not self._uses_stamps and self._wants_stamps:
             warnings.warn(
                 "The series have no timestamps (a RangeIndex without a trading calendar, such as "
                 "darts_kronos.candles gives): the model is trained without calendar stamps.",

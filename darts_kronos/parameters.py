@@ -226,7 +226,7 @@ def predictor_epochs(
     """
     if "n_epochs" in params or "max_epochs" in (params.get("pl_trainer_kwargs") or {}):
         return 0
-    if trained:
+    if trained or names_weights(params):
         return _enough(n_windows, batch_size, TUNING_EPOCHS, TUNING_STEPS)
     return _enough(n_windows, batch_size, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
 

@@ -57,7 +57,7 @@ class Pretrained:
     tokenizer_config, predictor_config
         Values of the two networks' configurations.
     settings
-        Values of a :class:`~darts_kronos.checkpoints.ModelSettings`.
+        Values of a :class:`~darts_kronos.model_settings.ModelSettings`.
     group_size
         The original's value of this name, for giving weights back.
     weights

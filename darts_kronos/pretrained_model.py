@@ -15,9 +15,9 @@ from darts import TimeSeries
 from darts.utils.serialization import add_safe_globals
 from torch import nn
 
-from darts_kronos.checkpoints import ModelSettings
 from darts_kronos.finetuning import add_lora, plain_name, trainable
 from darts_kronos.hub import TOKENIZER_OF, names_weights
+from darts_kronos.model_settings import ModelSettings
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
@@ -74,13 +74,17 @@ class PretrainedTorchModel(TwoStageTorchModel):
             return str(self._pretrained.settings["representation"])
         return given
 
+    @property
+    def _wants_stamps(self) -> bool:
+        """Whether the model, or the weights that it starts from, learned from calendar stamps."""
+        return self._pretrained is None or bool(self._pretrained.settings["calendar_stamps"])
+
     def _fit_to_pretrained(self, series: Sequence[TimeSeries]) -> None:
         """Let the weights say which components are used, and whether stamps are."""
         if self._pretrained is None:
             return
         self._components = self._pretrained.take_series(list(series[0].components))
-        if not self._pretrained.settings["calendar_stamps"]:
-            self._uses_stamps = False
+        self._uses_stamps = bool(self._uses_stamps) and self._wants_stamps
         missing = set(self._pretrained.components) - set(self._components)
         if "volume" in missing and "amount" in self._components:
             warnings.warn(
@@ -122,6 +126,22 @@ class PretrainedTorchModel(TwoStageTorchModel):
             return super().untrained_model()
         finally:
             _START.reset(token)
+
+    def _check_ckpt_parameters(self, tfm_save: PretrainedTorchModel) -> None:
+        super()._check_ckpt_parameters(tfm_save)
+        own, theirs = (
+            None if one is None else one.module_params(model.model_params)
+            for model, one in ((self, self._pretrained), (tfm_save, tfm_save._pretrained))
+        )
+        if own != theirs:
+            names = [
+                "random weights" if one is None else f"'{one.name}'"
+                for one in (self._pretrained, tfm_save._pretrained)
+            ]
+            raise ValueError(
+                f"The saved model started from {names[1]}, this one from {names[0]}, and their "
+                "networks are not the same: name the same weights, or use `KronosModel.load`."
+            )
 
     # --- giving weights back ------------------------------------------------------------------
 

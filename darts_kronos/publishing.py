@@ -19,17 +19,15 @@ from darts_kronos.checkpoints import (
     CONFIG_FILE,
     PREDICTOR_FOLDER,
     RELEASED_CLIP,
-    SETTINGS_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
-    ModelSettings,
     write_predictor,
-    write_settings,
     write_tokenizer,
 )
 from darts_kronos.components import CANDLE
 from darts_kronos.finetuning import merged
 from darts_kronos.hub import asking
+from darts_kronos.model_settings import SETTINGS_FILE, ModelSettings, write_settings
 from darts_kronos.module import KronosModule
 
 CARD_FILE = "README.md"

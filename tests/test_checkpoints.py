@@ -90,3 +90,11 @@ def test_folders_that_do_not_hold_together_are_refused(folders, spoil, message):
 def test_a_predictor_is_no_tokenizer(folders):
     with pytest.raises(ValueError, match="lacks"):
         load_tokenizer(folders / "predictor")
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "predictor"])
+def test_another_number_of_heads_is_seen_in_the_stored_tables(folders, part):
+    edit_config(folders / part, n_heads=2)
+    load = {"tokenizer": load_tokenizer, "predictor": load_predictor}[part]
+    with pytest.raises(ValueError, match=r"inv_freq has shape \(4,\).*asks for \(8,\)"):
+        load(folders / part)

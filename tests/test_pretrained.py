@@ -122,6 +122,24 @@ class TestZeroShot:
         for one, other in zip(*found, strict=True):
             np.testing.assert_allclose(one.values(), other.values(), rtol=1e-6)
 
+    def test_contexts_of_several_lengths(self, tiny):
+        folder, original = tiny
+        frames = [candle_frame(length, seed=length) for length in (18, 24)]
+        series = [as_series(frame) for frame in frames]
+        forecasts = model_of(folder, input_chunk_length=(12, 24)).fit(series).predict(6, series)
+        for frame, forecast in zip(frames, forecasts, strict=True):
+            assert_equal_forecasts(forecast, greedy(original, [frame], 6)[0])
+
+    def test_weights_of_another_start_are_refused(self, folder, tmp_path):
+        released.write(tmp_path / "odd", "odd")
+        saved = str(tmp_path / "model.pt")
+        model_of(folder).fit(candles(24)).save(saved)
+        same = model_of(folder)
+        same.load_weights(saved)
+        assert same.predict(6, candles(24)).n_components == 6
+        with pytest.raises(ValueError, match="started from .*networks are not the same"):
+            model_of(tmp_path / "odd").load_weights(saved)
+
     def test_making_a_model_leaves_the_random_numbers_alone(self, folder):
         torch.manual_seed(3)
         model_of(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import released
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,6 +119,35 @@ def test_input_lengths_are_compared_on_equal_windows(tmp_path):
     assert (crps < 0.03).all() and (half < most).all()
     assert ratio[0] == 1 and error[0] == 0 and error[1] > 0
     assert path.stat().st_size > 10_000
+
+
+def test_released_weights_forecast_and_are_tuned_from_a_folder(tmp_path):
+    """The examples as written, with random weights of the released layout."""
+    released.write(tmp_path / "weights")
+    source = ("--local-dir", str(tmp_path / "weights"))
+    printed = run("examples/zero_shot.py", *source, "--stride", "96", "--out", str(tmp_path))
+    assert "6 forecasts of 24 daily bars from June 2024 on" in printed
+    assert (tmp_path / "zero_shot.png").is_file()
+    out = tmp_path / "mine"
+    printed = run(
+        "examples/fine_tune.py", *source, "--stride", "96", "--epochs", "1", "--out", str(out)
+    )
+    before, after = re.findall(r"(?:zero-shot|fine-tuned) +([\d.]+)$", printed, re.M)
+    assert 0 < float(after) < 2 * float(before)
+    assert (out / "predictor" / "model.safetensors").is_file()
+
+
+def test_an_example_without_a_network_says_how_to_go_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "examples/zero_shot.py", "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        timeout=300,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "local_dir" in done.stderr and "--local-dir" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
