@@ -24,12 +24,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from timing import backtest, clock, generation, machine, training
+from timing import backtest, clock, data, generation, machine, memory, training
 
 COMMANDS = {
     "generate": generation.run,
     "backtest": backtest.run,
     "train": training.run,
+    "data": data.run,
+    "memory": memory.run,
 }
 
 
@@ -41,7 +43,12 @@ def main() -> None:
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--quick", action="store_true", help="under five minutes")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help="seconds above which the original is measured on a part (600; with --quick 20)",
+    )
+    parser.add_argument("--repeats", type=int, help="3; with --quick 1")
     parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
     parser.add_argument(
         "--clock",
@@ -59,10 +66,16 @@ def main() -> None:
     for name in ("pytorch_lightning", "darts"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+    plan = clock.Plan(
+        quick=arguments.quick,
+        repeats=arguments.repeats or (1 if arguments.quick else 3),
+        limit=arguments.limit or (20.0 if arguments.quick else 600.0),
+        only=arguments.only,
+    )
     described = machine.describe(arguments.threads) | {"clock": arguments.clock}
     print(", ".join(f"{name} {value}" for name, value in described.items()), flush=True)
     try:
-        rows = COMMANDS[arguments.what](arguments.repeats, arguments.quick, arguments.only)
+        rows = COMMANDS[arguments.what](plan)
     except clock.WrongAnswer as wrong:
         sys.exit(f"No time is reported, because the answers differ. {wrong}")
     print(clock.table(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from kronos_finance._vendor.kronos_model import KronosPredictor as OriginalPredi
 from darts_kronos import KronosModel
 from darts_kronos.module import KronosModule
 from timing import original
-from timing.clock import Seconds, WrongAnswer, now, row
+from timing.clock import Plan, Seconds, WrongAnswer, now, row
 
 CONTEXT, HORIZON, WINDOWS, PATHS = 96, 12, 200, 100
 COMPONENTS = ["open", "high", "low", "close", "volume", "amount"]
@@ -117,9 +116,9 @@ def backtest(
     )
 
 
-def run(repeats: int, quick: bool, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def run(plan: Plan) -> list[dict[str, Any]]:
     """The row of the table."""
-    windows, paths = (40, 100) if quick else (WINDOWS, PATHS)
+    windows, paths = (40, 100) if plan.quick else (WINDOWS, PATHS)
     frame = candle_frame(CONTEXT + windows + HORIZON - 1)
     nets = original.networks("mini")
     model = model_of(nets, series_of(frame), random_state=0)
@@ -138,9 +137,9 @@ def run(repeats: int, quick: bool, names: Sequence[str] | None = None) -> list[d
         return found
 
     KronosModule.predict_step = timed
-    measured_paths = 10 if quick else 50
+    measured_paths = 10 if plan.quick else 50
     ours, theirs, outside = [], [], []
-    for _ in range(1 if quick else repeats):
+    for _ in range(plan.repeats):
         inside[0] = 0.0
         start = now()
         found = backtest(model, frame, windows, paths)

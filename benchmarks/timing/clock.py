@@ -16,6 +16,32 @@ class WrongAnswer(Exception):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes
+    ----------
+    quick
+        Whether fewer and smaller cases are measured.
+    repeats
+        How often each is measured.
+    limit
+        Seconds above which the original is measured on a part and scaled.
+    only
+        Parts of names of the cases to measure; None: all.
+    """
+
+    quick: bool
+    repeats: int
+    limit: float
+    only: Sequence[str] | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether the case of this name is to be measured."""
+        return self.only is None or any(part in name for part in self.only)
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Repeats of one measurement.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from darts_kronos.generation import Paths, Sampling, sample_paths
 from timing import machine, original
-from timing.clock import Seconds, WrongAnswer, row, seconds_of
+from timing.clock import Plan, Seconds, WrongAnswer, row, seconds_of
 
 CHECKED_BARS = 12
 """New bars of each window that are compared token by token; of the first window, all."""
@@ -117,37 +116,23 @@ def weight_bytes(nets: original.Networks, case: Case) -> int:
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 
-def measure(case: Case, repeats: int, limit: float, most_rows: int, checked: int) -> dict[str, Any]:
-    """A row of the table.
-
-    Parameters
-    ----------
-    case
-        What is generated.
-    repeats
-        How often both are measured, in turns.
-    limit
-        Seconds above which the original is measured on a part and scaled.
-    most_rows
-        Rows that the part has at most.
-    checked
-        New bars of the first window whose tokens are compared; of others at most
-        ``CHECKED_BARS``.
-    """
+def measure(case: Case, plan: Plan) -> dict[str, Any]:
+    """A row of the table."""
+    most_rows, checked = (10, CHECKED_BARS) if plan.quick else (80, case.horizon)
     nets = original.networks(case.size)
     inputs = original.random_windows(case.windows, case.context, case.horizon)
     if case.sliding == "exact":
-        check(nets, case, inputs, min(checked, case.horizon))
+        check(nets, case, inputs, checked)
     run = lambda: _ours(nets, case, inputs, Sampling())  # noqa: E731
     run()
     arguments = (nets, *inputs, case.horizon, MAX_CONTEXT, case.paths)
     ours, theirs, part = [], [], ""
-    for _ in range(repeats):
+    for _ in range(plan.repeats):
         ours.append(min(seconds_of(run) for _ in range(2)))
         estimate, part = original.scaled_seconds(*arguments, most_rows)
         theirs.append(estimate)
-    if max(theirs) <= limit:
-        whole = max(1, min(repeats, int(limit / max(theirs))))
+    if max(theirs) <= plan.limit:
+        whole = max(1, min(plan.repeats, int(plan.limit / max(theirs))))
         theirs, part = [], ""
         for _ in range(whole):
             theirs.append(original.sampled_seconds(*arguments))
@@ -183,20 +168,12 @@ def step_seconds(nets: original.Networks, inputs: tuple[Tensor, Tensor], case: C
     return (best[whole] - best[half]) / (whole - half)
 
 
-def run(repeats: int, quick: bool, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of all cases, or of those whose names contain one of `names`."""
+def run(plan: Plan) -> list[dict[str, Any]]:
+    """Rows of all cases."""
     rows = []
-    for case in QUICK if quick and not names else CASES:
-        if names and not any(name in case.name for name in names):
-            continue
-        started = time.perf_counter()
-        one = measure(
-            case,
-            repeats=1 if quick else repeats,
-            limit=20.0 if quick else 600.0,
-            most_rows=10 if quick else 80,
-            checked=CHECKED_BARS if quick else case.horizon,
-        )
-        rows.append(one)
-        print(f"  {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    for case in QUICK if plan.quick and plan.only is None else CASES:
+        if plan.wants(case.name):
+            started = time.perf_counter()
+            rows.append(measure(case, plan))
+            print(f"  {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return rows

@@ -5,7 +5,6 @@ Shapes by letter: B windows, T bars.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from darts_kronos.augmentation import Augmentation
 from darts_kronos.windows import training_windows
 from timing import original
 from timing.backtest import candle_frame, series_of
-from timing.clock import Seconds, WrongAnswer, now, row
+from timing.clock import Plan, Seconds, WrongAnswer, now, row
 
 BATCH, CONTEXT, HORIZON = 32, 512, 49
 STEPS = 3
@@ -182,13 +181,13 @@ def original_steps(
     return seconds
 
 
-def run(repeats: int, quick: bool, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def run(plan: Plan) -> list[dict[str, Any]]:
     """Rows of both stages; bf16 beside float32."""
-    batch, steps = (4, 3) if quick else (BATCH, STEPS)
+    batch, steps = (4, 3) if plan.quick else (BATCH, STEPS)
     rows = []
-    for size in ("mini",) if quick else ("mini", "small"):
+    for size in ("mini",) if plan.quick else ("mini", "small"):
         for precision in ("32-true", "bf16-mixed"):
-            if names and not any(name in f"{size} {precision}" for name in names):
+            if not plan.wants(f"{size} {precision}"):
                 continue
             nets = original.networks(size)
             model, times = ours(size, batch, steps, precision)
