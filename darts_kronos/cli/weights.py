@@ -21,6 +21,7 @@ from darts_kronos.checkpoints import (
     TOKENIZER_FOLDER,
     predictor_config_from_released,
     read,
+    settings_of,
     tokenizer_config_from_released,
     write_predictor,
     write_tokenizer,
@@ -33,7 +34,7 @@ from darts_kronos.cli.plan import Plan
 from darts_kronos.cli.run_folder import RunFolder
 from darts_kronos.hub import locate
 from darts_kronos.model import KronosModel
-from darts_kronos.model_settings import SETTINGS_FILE, settings_of, write_settings
+from darts_kronos.model_settings import SETTINGS_FILE, write_settings
 from darts_kronos.nn.config import as_dict, override, size_named
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
