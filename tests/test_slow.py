@@ -97,9 +97,9 @@ def test_the_live_loop_forecasts_each_bar_at_its_time():
 
 
 def test_the_tuning_example_tries_models_and_trains_the_best(tmp_path):
-    printed = run("examples/tune.py", "--trials", "3", "--storage", str(tmp_path))
+    printed = run("examples/tune.py", "--trials", "2", "--storage", str(tmp_path))
     trials = re.findall(r"^trial (\d): CRPS ([\d.]+)", printed, re.M)
-    assert [number for number, _ in trials] == ["0", "1", "2"]
+    assert [number for number, _ in trials] == ["0", "1"]
     values = [float(value) for _, value in trials]
     best = re.search(r"the best is trial (\d): CRPS ([\d.]+) on validation", printed)
     assert int(best.group(1)) == int(np.argmin(values)) and float(best.group(2)) == min(values)
