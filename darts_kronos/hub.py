@@ -292,4 +292,9 @@ def asking(name: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise ValueError(f"'{name}' is no name of a model on the hub: {error}") from error
     except NETWORK_ERRORS as error:
-        raise HubUnreachableError(f"'{name}' could not be downloaded: {error} {OFFLINE}") from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and 400 <= status < 500:
+            raise ValueError(f"The hub refused what was asked of '{name}': {error}") from error
+        raise HubUnreachableError(
+            f"The hub could not be asked for '{name}' ({error}). {OFFLINE}"
+        ) from error

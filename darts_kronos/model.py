@@ -110,6 +110,7 @@ class KronosModel(PretrainedTorchModel):
         came next. 0 leaves that out.
     n_epochs_tokenizer
         Epochs of the tokenizer stage. `n_epochs`, of Darts, are those of the predictor stage.
+        With weights to start from, 0 leaves a network as it is.
         If not given, a stage takes as many as make enough steps: 4 epochs and 500 steps of the
         tokenizer, 2 and 300 of the predictor, at most 50 epochs of a small set.
     tokenizer_batch_size
@@ -144,8 +145,9 @@ class KronosModel(PretrainedTorchModel):
         its quantiles, those of `num_point_samples` paths; it changes nothing else.
     hub_model_name, hub_model_revision
         Weights to start from: a model on the hub, such as "NeoQuasar/Kronos-small", and its
-        branch, tag or commit. Without `enable_finetuning`, ``fit`` trains nothing. What the
-        weights have decides sizes, bits, representation and, unless given, `max_context`.
+        branch, tag or commit. Without `enable_finetuning` (True, or Darts' patterns of names,
+        such as ``{"freeze": ["tokenizer.*"]}``) ``fit`` trains nothing. What the weights have
+        decides sizes, bits, representation and, unless given, `max_context`.
     local_dir
         A folder with the weights: one that :meth:`save_pretrained` wrote, or a predictor's. With
         `hub_model_name`, what is missing there is downloaded to it.

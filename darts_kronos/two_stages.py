@@ -153,7 +153,8 @@ class TwoStageTorchModel(StampedTorchModel):
             model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         # Drawn at once, so that the second stage does not depend on where the first began.
         seed = int(torch.randint(2**31, ()))
-        validated = bool(self.enable_finetuning) and len(datamodule.val_dataloader()) > 0
+        windows_to_judge = trainer.limit_val_batches and len(datamodule.val_dataloader())
+        validated = bool(self.enable_finetuning and windows_to_judge)
         if validated and self.model is None and self._tokenizer_ckpt_path is None:
             self._note_zero_shot_losses(model, datamodule, trainer, "tokenizer" in trained)
         if "tokenizer" in trained:

@@ -14,12 +14,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """Repositories of files; ``down`` refuses every connection; ``asked`` lists what was asked."""
+    """Repositories of files, and the paths that were ``asked`` for.
+
+    When ``down``, it refuses every connection; when ``closed``, every upload.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
         self.down = False
+        self.closed = False
 
     def add(self, name: str, folder: Path) -> None:
         """Put the files of a folder in a repository."""
@@ -64,6 +68,8 @@ class FakeHub:
         return httpx2.Response(200, headers=headers, content=body, request=request)
 
     def _api(self, request: httpx2.Request, path: str) -> httpx2.Response:
+        if self.closed:
+            return httpx2.Response(403, request=request)
         if path == "/api/repos/create":
             asked = json.loads(request.content)
             name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)

@@ -147,6 +147,12 @@ class TestAgainstZeroShot:
             model.fit(TRAIN, val_series=VAL)
         assert not moved(model, folder)
 
+    def test_without_validation_batches_nothing_is_judged(self, folder):
+        trainer = QUIET | {"limit_val_batches": 0}
+        model = tuned(folder, n_epochs_tokenizer=0, pl_trainer_kwargs=trainer)
+        model.fit(TRAIN, val_series=VAL)
+        assert list(model.training_history["epoch"]) == [1]
+
     def test_the_best_epoch_is_kept(self, folder):
         model = tuned(folder, n_epochs_tokenizer=0, optimizer_kwargs={"lr": 1e-2}, n_epochs=8)
         model.fit(TRAIN, val_series=VAL)

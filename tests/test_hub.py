@@ -146,6 +146,12 @@ class TestGivingBack:
         card = hub.repositories["me/mine"]["README.md"].decode()
         assert f"base_model: {MINI}" in card and "license: apache-2.0" in card
 
+    def test_what_the_hub_does_not_let_in(self, hub):
+        model = tiny_model().fit(candles(60))
+        hub.closed = True
+        with pytest.raises(ValueError, match="hub refused what was asked of 'me/mine'.*403"):
+            model.push_to_hub("me/mine", token="hf_x")
+
     def test_without_a_network(self, hub):
         model = tiny_model().fit(candles(60))
         hub.down = True
