@@ -30,6 +30,59 @@ TINY_MODEL = {
     "tokenizer_ff_dim": 32,
 }
 
+ORIGINAL = """\
+data:
+  data_path: "{folder}/candles.csv"
+  lookback_window: 24
+  predict_window: 6
+  max_context: 24
+  clip: 5.0
+  train_ratio: 0.8
+  val_ratio: 0.2
+  test_ratio: 0.0
+
+training:
+  tokenizer_epochs: 3
+  basemodel_epochs: 2
+  batch_size: 50
+  log_interval: 50
+  num_workers: 0
+  seed: 42
+  tokenizer_learning_rate: 0.0002
+  predictor_learning_rate: 0.000001
+  adam_beta1: 0.85
+  adam_beta2: 0.95
+  adam_weight_decay: 0.2
+  accumulation_steps: 4
+
+model_paths:
+  pretrained_tokenizer: ""
+  pretrained_predictor: ""
+  exp_name: "HK_5min"
+  base_path: "{folder}/finetuned"
+  base_save_path: ""
+  finetuned_tokenizer: ""
+  tokenizer_save_name: "tokenizer"
+  basemodel_save_name: "basemodel"
+
+experiment:
+  name: "custom"
+  description: "of the original"
+  use_comet: true
+  train_tokenizer: true
+  train_basemodel: true
+  skip_existing: false
+
+device:
+  use_cuda: true
+  device_id: 0
+
+distributed:
+  use_ddp: false
+  backend: "nccl"
+"""
+"""A config with every key that those of the original have; {folder} is where its data is."""
+
 
 class Done(NamedTuple):
     """How a command ended, and what it printed."""

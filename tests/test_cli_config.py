@@ -2,67 +2,15 @@
 
 import pytest
 import yaml
-from command_line import kronos, write_candles, write_config
+from command_line import ORIGINAL, kronos, write_candles, write_config
 from factories import candle_frame
 
-from darts_kronos.cli.config_file import ConfigFile
+from darts_kronos.cli.config_file import ConfigFile, dump
 from darts_kronos.cli.data import read, split
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.keys import sections
 from darts_kronos.cli.plan import make
 from darts_kronos.cli.run_folder import RunFolder
-
-ORIGINAL = """\
-data:
-  data_path: "{folder}/candles.csv"
-  lookback_window: 24
-  predict_window: 6
-  max_context: 24
-  clip: 5.0
-  train_ratio: 0.8
-  val_ratio: 0.2
-  test_ratio: 0.0
-
-training:
-  tokenizer_epochs: 3
-  basemodel_epochs: 2
-  batch_size: 50
-  log_interval: 50
-  num_workers: 0
-  seed: 42
-  tokenizer_learning_rate: 0.0002
-  predictor_learning_rate: 0.000001
-  adam_beta1: 0.85
-  adam_beta2: 0.95
-  adam_weight_decay: 0.2
-  accumulation_steps: 4
-
-model_paths:
-  pretrained_tokenizer: ""
-  pretrained_predictor: ""
-  exp_name: "HK_5min"
-  base_path: "{folder}/finetuned"
-  base_save_path: ""
-  finetuned_tokenizer: ""
-  tokenizer_save_name: "tokenizer"
-  basemodel_save_name: "basemodel"
-
-experiment:
-  name: "custom"
-  description: "of the original"
-  use_comet: true
-  train_tokenizer: true
-  train_basemodel: true
-  skip_existing: false
-
-device:
-  use_cuda: true
-  device_id: 0
-
-distributed:
-  use_ddp: false
-  backend: "nccl"
-"""
 
 
 @pytest.fixture
@@ -318,8 +266,6 @@ class TestInit:
     def test_what_is_written_out_in_full_is_read_as_the_same(self, folder):
         file = ConfigFile(write_config(folder))
         kept = folder / "kept.yaml"
-        from darts_kronos.cli.config_file import dump
-
         kept.write_text(dump(file.config))
         assert ConfigFile(kept).config == file.config
         assert yaml.safe_load(kept.read_text())["data"]["lookback_window"] == 24

