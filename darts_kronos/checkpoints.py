@@ -20,9 +20,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from darts_kronos.components import CANDLE
@@ -393,7 +393,7 @@ def write_predictor(predictor: KronosPredictor, folder: str | PathLike[str]) -> 
 def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    safetensors.torch.save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _tokenizer_buffers(config: TokenizerConfig, group_size: int) -> dict[str, Tensor]:

@@ -153,13 +153,13 @@ def _to_disk(path: Path) -> None:
 def _swap(new: Path, folder: Path, old: Path) -> None:
     """Put `new` in the place of `folder`, at once where the system can exchange two names."""
     if not folder.exists():
-        os.rename(new, folder)
+        os.replace(new, folder)
     elif not _exchange(new, folder):
-        os.rename(folder, old)
+        os.replace(folder, old)
         try:
-            os.rename(new, folder)
+            os.replace(new, folder)
         except BaseException:
-            os.rename(old, folder)
+            os.replace(old, folder)
             raise
 
 

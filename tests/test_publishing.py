@@ -102,15 +102,17 @@ class TestWriting:
         assert config["d_model"] == TINY["d_model"]
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
-    @pytest.mark.parametrize("step", ["write_settings", "_swap"])
+    @pytest.mark.parametrize(
+        "step", ["safetensors.torch.save_file", "darts_kronos.publishing._swap"]
+    )
     def test_a_crash_leaves_the_old_folder(self, window_model, tmp_path, monkeypatch, step):
         released.write(tmp_path / "mine")
         before = files(tmp_path)
 
-        def crash(*args):
+        def crash(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(publishing, step, crash)
+        monkeypatch.setattr(step, crash)
         with pytest.raises(KeyboardInterrupt):
             window_model.save_pretrained(tmp_path / "mine")
         assert files(tmp_path) == before
@@ -119,16 +121,16 @@ class TestWriting:
         released.write(tmp_path / "mine")
         before = files(tmp_path)
         monkeypatch.setattr(publishing, "_exchange", lambda one, other: False)
-        rename = publishing.os.rename
+        replace = publishing.os.replace
         moves = []
 
         def fail_once(one, other):
             moves.append(one)
             if len(moves) == 2:
                 raise OSError("disk")
-            rename(one, other)
+            replace(one, other)
 
-        monkeypatch.setattr(publishing.os, "rename", fail_once)
+        monkeypatch.setattr(publishing.os, "replace", fail_once)
         with pytest.raises(OSError, match="disk"):
             window_model.save_pretrained(tmp_path / "mine")
         assert files(tmp_path) == before
