@@ -161,7 +161,9 @@ def locate(params: Mapping[str, Any]) -> Located:
         settings = root if (root / SETTINGS_FILE).is_file() else None
     elif root is not None and (root / CONFIG_FILE).is_file():
         predictor = root
-        settings = root if (root / SETTINGS_FILE).is_file() else None
+        # A whole model's part still goes by the settings of the whole.
+        of_whole = [root, *([root.resolve().parent] if root.name == PREDICTOR_FOLDER else [])]
+        settings = next((one for one in of_whole if (one / SETTINGS_FILE).is_file()), None)
     elif name is None:
         raise ValueError(
             f"`local_dir` '{root}' holds no predictor: neither '{PREDICTOR_FOLDER}/{CONFIG_FILE}' "

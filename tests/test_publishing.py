@@ -75,6 +75,14 @@ def test_what_the_original_cannot_run_says_why_and_still_loads_here(returns_mode
     assert list(forecasts[1].components) == ["high", "close", "open", "low"]
 
 
+def test_a_part_goes_by_the_settings_of_the_whole(returns_model, tmp_path):
+    with pytest.warns(UserWarning, match="cannot run"):
+        returns_model.save_pretrained(tmp_path)
+    parts = {"local_dir": tmp_path / "predictor", "tokenizer_local_dir": tmp_path / "tokenizer"}
+    model = model_of(None, **parts).fit(candles(60)[["low", "close", "open", "high"]])
+    assert model.representation == "returns" and model.model.max_context == 30
+
+
 def test_a_model_without_stamps_stays_without(tmp_path):
     with pytest.warns(UserWarning, match="without calendar stamps"):
         model = tiny_model(**EQUAL_BITS).fit(candles(40, freq=None))
