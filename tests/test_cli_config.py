@@ -1,8 +1,11 @@
 """Configs, errors and exit codes of the command line."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
-from command_line import ORIGINAL, kronos, write_candles, write_config
+from command_line import ORIGINAL, ROOT, kronos, write_candles, write_config
 from factories import candle_frame
 
 from darts_kronos.cli.config_file import ConfigFile, dump
@@ -273,6 +276,32 @@ class TestInit:
     def test_a_file_of_few_bars_is_refused(self, tmp_path):
         done = kronos("init", write_candles(tmp_path / "few.csv", bars=30))
         assert done.code == 2 and "too few" in done.err and done.out == ""
+
+
+class TestTutorial:
+    """examples/README.md and its Chinese version."""
+
+    def blocks(self, name):
+        text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        return re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+
+    def test_both_languages_show_the_same(self):
+        assert self.blocks("README.md") == self.blocks("README.zh.md")
+
+    def test_the_config_is_what_init_writes(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        kinds = self.blocks("README.md")
+        script = re.search(r"python - <<'END'\n(.*?)^END", kinds[0][1], re.M | re.S)[1]
+        exec(script, {})
+        assert (tmp_path / "aapl.csv").read_text().startswith(kinds[1][1])
+        shown = next(text for kind, text in kinds if kind == "yaml")
+        assert kronos("init", "aapl.csv").out.startswith(shown)
+
+    def test_the_misspelt_key_is_refused_as_shown(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("wrong.yaml").write_text("data:\n  data_path: aapl.csv\n  lookbak_window: 64\n")
+        said = kronos("fit", "wrong.yaml").err
+        assert ("text", said) in self.blocks("README.md")
 
 
 def test_torchrun_says_how_many_processes_there_are(folder, monkeypatch):

