@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.kernels import Linear
+from darts_kronos.nn.kernels import Linear, RMSNorm
 
 ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
@@ -57,12 +59,31 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
     return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate queries or keys of shape (..., T, K) by their positions."""
-    cosines, sines = rotary
+class _Rotate(torch.autograd.Function):
+    """A rotation, whose gradient is the rotation back: nothing of `x` is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines, sines)
+        return _rotated(x, cosines, sines)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.saved_tensors
+        return _rotated(gradient, cosines, -sines), None, None
+
+
+def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     exchanged = torch.cat((second, first), dim=-1)
     return torch.addcmul(x * cosines, exchanged, sines).to(x.dtype)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate queries or keys of shape (..., T, K) by their positions."""
+    rotated: Tensor = _Rotate.apply(x, *rotary)
+    return rotated
 
 
 @dataclass(slots=True)
@@ -217,7 +238,8 @@ class CausalSelfAttention(nn.Module):
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Outputs (B, T, D) of whole windows, with their keys and values."""
         heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        (q, k), v = rotate(heads[:2], rotary), heads[2]
+        q, k, v = heads.unbind(0)
+        q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.attn_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
@@ -269,9 +291,9 @@ class Block(nn.Module):
         resid_dropout: float,
     ):
         super().__init__()
-        self.attn_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.attn_norm = RMSNorm(d_model, eps=NORM_EPS)
         self.attn = CausalSelfAttention(d_model, n_heads, attn_dropout, resid_dropout)
-        self.ffn_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.ffn_norm = RMSNorm(d_model, eps=NORM_EPS)
         self.ffn = SwiGLU(d_model, ff_dim, ffn_dropout)
 
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
-from darts_kronos.nn.kernels import Linear
+from darts_kronos.nn.kernels import Linear, RMSNorm
 from darts_kronos.nn.layers import (
     NORM_EPS,
     Block,
@@ -100,7 +100,7 @@ class S2Conditioning(nn.Module):
         self.query = Linear(d_model, d_model)
         self.key_value = Linear(d_model, 2 * d_model)
         self.out = Linear(d_model, d_model)
-        self.norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.norm = RMSNorm(d_model, eps=NORM_EPS)
 
     @staticmethod
     def _heads(x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class KronosPredictor(nn.Module):
             ],
             config.d_model // config.n_heads,
         )
-        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.norm = RMSNorm(config.d_model, eps=NORM_EPS)
         self.s2_conditioning = S2Conditioning(config.d_model)
         self.s1_head = Linear(config.d_model, 2**config.s1_bits)
         self.s2_head = Linear(config.d_model, 2**config.s2_bits)
