@@ -120,10 +120,13 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
             use_static_covariates=False,
             sample_weight=sample_weight,
         )
-        self._check_weights()
         # Views of whole series, from which windows of one length are cut without Darts' look-ups.
         self._plain: list[tuple[np.ndarray, np.ndarray | None, int]] | None = None
-        if rules.input_chunk_length[0] == rules.input_chunk_length[1] and not self.sample_weight:
+        self._check_weights()
+        one_length = rules.input_chunk_length[0] == rules.input_chunk_length[1]
+        # Of a stochastic series, Darts draws one of its samples for each window.
+        settled = all(one.is_deterministic for one in ordered)
+        if one_length and settled and not self.sample_weight:
             known = self.future_covariates or [None] * len(ordered)
             self._plain = [
                 (
