@@ -15,7 +15,6 @@ from darts.utils.data import SequentialTorchInferenceDataset, SequentialTorchTra
 from factories import COMPONENTS, candles, tiny_model
 
 from darts_kronos import KronosModel
-from darts_kronos.parameters import predictor_epochs
 
 
 @pytest.fixture(scope="module")
@@ -599,76 +598,3 @@ class TestDarts:
         text = KronosModel.explain_log()
         for name in ("vq_loss", "recon_loss_s1", "s2_loss", "codebook_usage_s1", "negative"):
             assert name in text
-
-
-def test_anchored_window_paths_start_from_the_last_close():
-    series = candles(140)
-    model = tiny_model(representation="window", valid_candles=False).fit(series[:120])
-    context = series[:120]
-    options = {"n": 3, "num_samples": 4, "random_state": 7, "show_warnings": False}
-    loose = model.predict(series=context, **options).all_values()
-    model.set_sampling(anchor=True)
-    anchored = model.predict(series=context, **options).all_values()
-    # What the tokenizer made of the last bar of the context.
-    bars = torch.tensor(context.values()[None, -model.input_chunk_length :])
-    module = model.model.eval()
-    normalised, statistics = module.representation.encode(bars, bars.shape[1])
-    with torch.no_grad():
-        rebuilt = module.tokenizer.decode(*module.tokenizer.encode(normalised))
-    close = module.representation.decode(rebuilt[None], statistics)[0, 0, -1, 3].item()
-    gap = context["close"].last_value() - close
-    assert abs(gap) > 1e-6
-    np.testing.assert_allclose(anchored[:, :4] - loose[:, :4], gap, rtol=1e-6)
-    np.testing.assert_allclose(anchored[:, 4:], loose[:, 4:])
-
-
-def test_paths_of_returns_need_no_anchor():
-    series = candles(140)
-    model = tiny_model().fit(series[:120])
-    options = {"n": 3, "num_samples": 4, "random_state": 7}
-    loose = model.predict(**options)
-    assert model.set_sampling(anchor=True).predict(**options) == loose
-
-
-class RateAndSteps(pl.Callback):
-    """Notes the peak learning rate and the number of steps of each training."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_start(self, trainer, pl_module):
-        schedule = trainer.lr_scheduler_configs[0].scheduler
-        self.seen.append((max(schedule.base_lrs) * 10, trainer.max_epochs))
-
-
-class TestSecondFit:
-    def rates(self, tmp_path, **changes):
-        watch = RateAndSteps()
-        model = tiny_model(
-            pl_trainer_kwargs={"accelerator": "cpu", "callbacks": [watch]}, **changes
-        )
-        model.fit(candles(60))
-        model.fit(candles(60))
-        model.save(str(tmp_path / "model.pt"), clean=True)
-        other = tiny_model(
-            pl_trainer_kwargs={"accelerator": "cpu", "callbacks": [watch]}, **changes
-        )
-        other.load_weights(str(tmp_path / "model.pt"))
-        other.fit(candles(60))
-        return [rate for rate, _ in watch.seen]
-
-    def test_it_is_gentle_where_the_user_gave_no_learning_rate(self, tmp_path):
-        first, second, loaded = self.rates(tmp_path)
-        assert second == pytest.approx(first / 3)
-        assert loaded == pytest.approx(first / 3)
-
-    def test_the_users_learning_rate_stays(self, tmp_path):
-        rates = self.rates(tmp_path, optimizer_kwargs={"lr": 2e-3})
-        assert rates == pytest.approx([2e-3] * 3)
-
-    def test_half_of_the_steps_are_enough(self):
-        params = {"size": None}
-        assert predictor_epochs(params, 32 * 30, 32, trained=False) == 10
-        assert predictor_epochs(params, 32 * 30, 32, trained=True) == 5
-        assert predictor_epochs(params, 32 * 1000, 32, trained=True) == 2
-        assert predictor_epochs({"n_epochs": 3}, 960, 32, trained=True) == 0
