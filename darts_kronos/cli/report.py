@@ -28,6 +28,12 @@ COLUMNS = {
 }
 """Losses that a stage's table shows, beside the one that it minimises."""
 
+MINIMISED = {
+    "tokenizer": "(recon_loss_s1 + recon_loss + vq_loss) / 2",
+    "predictor": "(s1_loss + s2_loss) / 2",
+}
+"""The `loss` of each stage."""
+
 USAGE = ("codebook_usage_s1", "codebook_usage_s2")
 
 COLLAPSED = 0.05
@@ -100,6 +106,8 @@ class StageReport(pl.Callback):
         seen = "validation" if validates else "training"
         for name in ("loss", *losses, *USAGE):
             text = LOG_MEANING[name].removeprefix(f"{self.stage}: ")
+            if name == "loss":
+                text = f"what the stage minimises, {MINIMISED[self.stage]}"
             text += f" ({'training' if name in USAGE else seen})" if name != "loss" else ""
             for line in textwrap.wrap(f"  {name}: {text}", 96, subsequent_indent="    "):
                 self._print(trainer, line)
