@@ -203,6 +203,18 @@ def test_a_config_of_the_original_runs_as_it_is(tmp_path):
     assert tested.code == 0 and "data.test_ratio is 0" in tested.out, tested.err
 
 
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    write_candles(tmp_path / "candles.csv")
+    ratios = {"train_ratio": 1, "val_ratio": 0, "test_ratio": 0}
+    path = write_config(tmp_path, data=ratios, sampling={"calibrate": True})
+    done = kronos("fit", path)
+    assert done.code == 0 and done.err == ""
+    assert "val_loss" not in done.out and "predictor: last epoch 2, train_loss" in done.out
+    assert "sampling.calibrate has no effect" in done.out
+    tested = kronos("backtest", path)
+    assert tested.code == 2 and "nothing to backtest on" in tested.err
+
+
 class TestPretrained:
     def test_a_config_starts_from_another_runs_weights(self, run, tmp_path):
         folder, _, _ = run

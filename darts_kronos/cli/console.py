@@ -22,7 +22,8 @@ _NOISE = (
     r".*is smaller than the logging interval.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*You're resuming from a checkpoint that ended before the epoch ended.*",
-    r".*No audio backend.*",
+    r".*ModelCheckpoint\(monitor='val_loss'\)` could not find.*",
+    r".*Total length of `list` across ranks is zero.*",
     r".*'pin_memory' argument is set as true but no accelerator.*",
 )
 

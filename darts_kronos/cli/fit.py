@@ -106,7 +106,9 @@ def _train(
     part()
     if not is_first():
         return
-    if config.sampling.calibrate and parts.val:
+    if config.sampling.calibrate and not parts.val:
+        say("sampling.calibrate has no effect: there is no validation part (data.val_ratio).")
+    elif config.sampling.calibrate:
         say("\nCalibrating the sampling on the validation part ...")
         tried = model.calibrate(parts.val, verbose=plan.fit["verbose"])
         say(tried[tried["before"] | tried["chosen"]].to_string(index=False))
@@ -178,9 +180,9 @@ def _keep(model: KronosModel, run: RunFolder, config: Config) -> None:
         with written(run.curves) as unfinished:
             figure.savefig(unfinished, dpi=CURVES_DPI)
         for stage, values in metrics.items():
-            loss = "val_loss" if "val_loss" in values else "train_loss"
+            which, loss = ("best", "val_loss") if "val_loss" in values else ("last", "train_loss")
             if values:
-                say(f"{stage}: best epoch {values['epoch']}, {loss} {values[loss]:.4f}")
+                say(f"{stage}: {which} epoch {values['epoch']}, {loss} {values[loss]:.4f}")
     run.finish(forecasts=has_predictor(config))
     say(f"{run.path}: {', '.join(run.contents())}")
 
