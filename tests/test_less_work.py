@@ -191,3 +191,21 @@ class TestLinear:
         assert torch.equal(layer(x), expected)
         with torch.no_grad(), kernels.packed(layer, torch.float32):
             assert torch.equal(layer(x), expected)
+
+
+class TestSliding:
+    def test_a_model_slides_as_it_is_told(self):
+        series = candles(80)
+        model = tiny_model(max_context=26).fit(series)
+        paths = {}
+        for sliding in ("exact", "cached"):
+            model.set_sampling(sliding=sliding, top_k=1)
+            assert model.sampling["sliding"] == sliding
+            paths[sliding] = model.predict(20, series, num_samples=2).all_values()
+        assert np.isfinite(paths["cached"]).all()
+        # Before the window slides, both are the same.
+        np.testing.assert_allclose(paths["cached"][:1], paths["exact"][:1], rtol=1e-4)
+
+    def test_an_unknown_way_is_refused_before_anything_is_trained(self):
+        with pytest.raises(ValueError, match="`sliding` must be one of 'exact', 'cached'"):
+            tiny_model(sliding="fast")
