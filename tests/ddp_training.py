@@ -11,7 +11,7 @@ import torch
 from factories import TINY, candles, tiny_model
 
 
-def train(strategy: str):
+def train(strategy: str, **changes):
     """A model that was trained without anything random, and a forecast of it."""
     several = strategy != "one"
     options = TINY["pl_trainer_kwargs"] | {"logger": False}
@@ -28,6 +28,7 @@ def train(strategy: str):
             ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
         ),
         **dict.fromkeys(("ffn_dropout", "resid_dropout", "token_dropout"), 0.0),
+        **changes,
     )
     # 48 windows: six batches of eight.
     series, val = candles(77), candles(45, seed=1)
@@ -38,12 +39,17 @@ def train(strategy: str):
 
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
-    model, paths = train(strategy)
-    torch.save(
-        {
-            "weights": model.model.state_dict(),
-            "history": model.training_history.to_dict("list"),
-            "forecasts": len(paths),
-        },
-        folder / f"{strategy}-{os.environ.get('LOCAL_RANK', '0')}.pt",
-    )
+    rank, start = os.environ.get("LOCAL_RANK", "0"), folder / "start"
+    for name in ("", "tuned-"):
+        tuning = {"local_dir": str(start), "enable_finetuning": True} if name else {}
+        model, paths = train(strategy, **tuning)
+        if strategy == "one" and not name:
+            model.save_pretrained(start)
+        torch.save(
+            {
+                "weights": model.model.state_dict(),
+                "history": model.training_history.to_dict("list"),
+                "forecasts": len(paths),
+            },
+            folder / f"{name}{strategy}-{rank}.pt",
+        )

@@ -33,17 +33,20 @@ def runs(tmp_path_factory):
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
-def test_both_ranks_hold_equal_weights(runs):
-    first, second = runs["ddp-0"]["weights"], runs["ddp-1"]["weights"]
+@pytest.mark.parametrize("name", ["", "tuned-"], ids=["from scratch", "fine-tuned"])
+def test_both_ranks_hold_equal_weights(runs, name):
+    first, second = (runs[f"{name}ddp-{rank}"]["weights"] for rank in (0, 1))
     for name, value in first.items():
         if not name.startswith("stage_log"):
             assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.parametrize("strategy", ["ddp-0", "ddp_spawn-0"])
-def test_they_equal_one_process_with_twice_the_batch(runs, strategy):
-    alone, together = runs["one-0"], runs[strategy]
-    assert list(together["history"]["stage"]) == ["tokenizer"] * 2 + ["predictor"] * 2
+@pytest.mark.parametrize("name", ["", "tuned-"], ids=["from scratch", "fine-tuned"])
+def test_they_equal_one_process_with_twice_the_batch(runs, name, strategy):
+    alone, together = runs[f"{name}one-0"], runs[f"{name}{strategy}"]
+    assert together["history"]["stage"] == alone["history"]["stage"]
+    assert together["history"]["stage"].count("predictor") == (3 if name else 2)
     for name, values in alone["history"].items():
         if name.startswith("train") and not name.startswith("train_codebook"):
             np.testing.assert_allclose(together["history"][name], values, rtol=1e-3, err_msg=name)
