@@ -5,6 +5,7 @@ Shapes by letter: V entries of a codebook.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from torchmetrics import Metric
@@ -300,6 +301,11 @@ class KeepBest(pl.Callback):
         self.best, self.weights = state_dict["best"], state_dict["weights"]
 
 
+def _leave_group() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 class CarryBack(pl.Callback):
     """Brings what callbacks know home from processes that Lightning started for a training.
 
@@ -318,7 +324,11 @@ class CarryBack(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave it in a file, in another process."""
-        if os.getpid() != self.home and trainer.is_global_zero:
+        if os.getpid() == self.home:
+            return
+        # A process that ends while it belongs to a group may be aborted by the group's threads.
+        atexit.register(_leave_group)
+        if trainer.is_global_zero:
             torch.save([one.state_dict() for one in self.callbacks], self.path)
 
     def fetch(self) -> None:

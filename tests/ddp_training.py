@@ -40,7 +40,8 @@ def train(strategy: str, **changes):
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
     rank, start = os.environ.get("LOCAL_RANK", "0"), folder / "start"
-    for name in ("", "tuned-"):
+    # Processes that Lightning starts are all the same to it: from scratch is enough there.
+    for name in ("",) if strategy == "ddp_spawn" else ("", "tuned-"):
         tuning = {"local_dir": str(start), "enable_finetuning": True} if name else {}
         model, paths = train(strategy, **tuning)
         if strategy == "one" and not name:
