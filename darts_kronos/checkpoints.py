@@ -38,7 +38,7 @@ from darts_kronos.nn.config import (
     PredictorConfig,
     TokenizerConfig,
 )
-from darts_kronos.nn.layers import ROTARY_BASE
+from darts_kronos.nn.layers import rotary_frequencies
 from darts_kronos.nn.predictor import STAMP_SIZES, KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
@@ -398,7 +398,7 @@ def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor
 
 def _tokenizer_buffers(config: TokenizerConfig, group_size: int) -> dict[str, Tensor]:
     """What the original stores beside a tokenizer's weights."""
-    frequencies = _inverse_frequencies(config.d_model // config.n_heads)
+    frequencies = rotary_frequencies(config.d_model // config.n_heads)
     parts = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}
     buffers = {
         f"{part}.{i}.self_attn.rotary.inv_freq": frequencies.clone()
@@ -412,12 +412,12 @@ def _tokenizer_buffers(config: TokenizerConfig, group_size: int) -> dict[str, Te
 
 def _predictor_buffers(config: PredictorConfig) -> dict[str, Tensor]:
     """What the original stores beside a predictor's weights."""
-    frequencies = _inverse_frequencies(config.d_model // config.n_heads)
+    frequencies = rotary_frequencies(config.d_model // config.n_heads)
     buffers = {
         f"transformer.{i}.self_attn.rotary.inv_freq": frequencies.clone()
         for i in range(config.n_layers)
     }
-    buffers["dep_layer.cross_attn.rotary.inv_freq"] = _inverse_frequencies(
+    buffers["dep_layer.cross_attn.rotary.inv_freq"] = rotary_frequencies(
         config.d_model // CROSS_ATTENTION_HEADS
     )
     return buffers
@@ -433,10 +433,6 @@ def _check_buffers(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
                 f"{tuple(stored.shape)}, the configuration asks for {tuple(tensor.shape)} (is "
                 "its number of heads, or of bits, another?)."
             )
-
-
-def _inverse_frequencies(head_width: int) -> Tensor:
-    return 1.0 / (ROTARY_BASE ** (torch.arange(0, head_width, 2).float() / head_width))
 
 
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

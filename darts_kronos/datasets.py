@@ -132,7 +132,7 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
                 (
                     one.random_component_values(copy=False),
                     None if stamps is None else stamps.random_component_values(copy=False),
-                    ceil((len(one) - length + 1) / stride),
+                    self._count(one),
                 )
                 for one, stamps in zip(ordered, known, strict=True)
             ]
@@ -153,6 +153,10 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
             future_target=values[middle:end],
         )
 
+    def _count(self, series: TimeSeries) -> int:
+        """Windows that can be cut from a series."""
+        return ceil((len(series) - self.size_of_both_chunks + 1) / self.stride)
+
     def _check_weights(self) -> None:
         for i, weights in enumerate(self.sample_weight or ()):
             values = weights.values(copy=False)
@@ -164,8 +168,7 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
             # Darts looks whether there are weights for the last window of a series only.
             self[i * self.max_samples_per_ts]
             series = self.series[i]
-            windows = ceil((len(series) - self.size_of_both_chunks + 1) / self.stride)
-            back = (min(windows, self.max_samples_per_ts) - 1) * self.stride
+            back = (min(self._count(series), self.max_samples_per_ts) - 1) * self.stride
             first = series.time_index[len(series) - back - self.output_chunk_length]
             if weights.start_time() > first:
                 raise ValueError(

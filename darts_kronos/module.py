@@ -30,7 +30,7 @@ from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
 from darts_kronos.token_cache import TokenCache
 from darts_kronos.training import OneCycle, StageLog
-from darts_kronos.windows import missing_bars, stamps_of, training_windows
+from darts_kronos.windows import TrainingWindows, missing_bars, stamps_of, training_windows
 
 POINT_FORECASTS = ("mean", "median", "sample")
 
@@ -148,17 +148,22 @@ class KronosModule(PLForecastingModule):
         self._token_cache = TokenCache()
 
     def on_fit_end(self) -> None:
-        """Let go of them."""
+        """Let go of them, and of what Darts changed for sample weights."""
+        super().on_fit_end()
         self._token_cache = None
 
-    def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
-        windows = training_windows(
+    def windows(self, batch: TorchTrainingBatch, augmentation: Augmentation) -> TrainingWindows:
+        """A training batch as the networks of both stages see it."""
+        return training_windows(
             batch,
             self.representation,
             augmentation,
             self.variable_context,
             self.tokenizer.head.weight.dtype,
         )
+
+    def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
+        windows = self.windows(batch, augmentation)
         with torch.no_grad():
             # Windows that are varied are never the same again.
             if self._token_cache is not None and augmentation.leaves_bars:

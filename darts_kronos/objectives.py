@@ -15,6 +15,7 @@ from darts.utils.callbacks import PyTorchLightningPruningCallback
 from darts.utils.ts_utils import series2seq
 
 from darts_kronos.model import KronosModel
+from darts_kronos.parameters import require_int
 from darts_kronos.search_space import (
     TOP_KS,
     decides_tokens,
@@ -24,6 +25,7 @@ from darts_kronos.search_space import (
     suggest_tokenizer,
     with_fixed,
 )
+from darts_kronos.training import listed
 from darts_kronos.window_scores import (
     check_lengths,
     crps_of_windows,
@@ -151,9 +153,8 @@ class _TrainingObjective:
         pruning = _Pruning(trial, monitor="val_loss") if self.prune else None
         if pruning is not None:
             trainer_kwargs = dict(params.get("pl_trainer_kwargs") or {})
-            before = trainer_kwargs.get("callbacks") or []
-            before = list(before) if isinstance(before, (list, tuple)) else [before]
-            params["pl_trainer_kwargs"] = {**trainer_kwargs, "callbacks": [*before, pruning]}
+            callbacks = [*listed(trainer_kwargs.get("callbacks")), pruning]
+            params["pl_trainer_kwargs"] = {**trainer_kwargs, "callbacks": callbacks}
         model = KronosModel(**params)
         model.fit(self.train, val_series=self.val, **self.fit_kwargs)
         if pruning is not None:
@@ -321,7 +322,7 @@ def sampling_objective(
     check_lengths(held_out, model.input_chunk_length + model.output_chunk_length, "Validation")
     measured_component(held_out[0], component)
     for name, value in {"num_samples": num_samples, "stride": stride}.items():
-        require_count(name, value, none=name == "stride")
+        require_int(name, value, 1, or_none=name == "stride")
     before = model.sampling
     model.set_sampling(**fixed).set_sampling(**before)
     # The sampling that the model has is a point of the space too.
@@ -369,12 +370,3 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def require_count(name: str, value: object, none: bool = False) -> None:
-    """Refuse a value that is no integer from 1 on, nor None where that is allowed."""
-    if none and value is None:
-        return
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        allowed = "an integer >= 1" + (" or None" if none else "")
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")

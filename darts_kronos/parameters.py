@@ -104,14 +104,14 @@ def check_parameters(params: Mapping[str, Any]) -> None:
         "output_chunk_length": 1,
         "tokenizer_batch_size": 1,
     }.items():
-        _require_int(name, params[name], least)
+        require_int(name, params[name], least)
     check_sources(params)
     check_fine_tuning(params)
     # A stage can be left out only where weights stand in for what it would have learned.
     fewest = 0 if names_weights(params) else 1
     for name, least in {"max_context": 2, "n_epochs_tokenizer": fewest}.items():
         if params[name] is not None:
-            _require_int(name, params[name], least)
+            require_int(name, params[name], least)
     if params["output_chunk_shift"] != 0:
         raise ValueError(
             f"`output_chunk_shift` must be 0, got {params['output_chunk_shift']!r}: sample paths "
@@ -149,7 +149,7 @@ def context_bounds(input_chunk_length: object) -> tuple[int, int]:
         If it is neither an integer >= 1 nor a tuple of two, the second no less than the first.
     """
     if not isinstance(input_chunk_length, (tuple, list)):
-        _require_int("input_chunk_length", input_chunk_length, 1)
+        require_int("input_chunk_length", input_chunk_length, 1)
         return int(input_chunk_length), int(input_chunk_length)  # type: ignore[call-overload]
     if len(input_chunk_length) != 2:
         raise ValueError(
@@ -157,8 +157,8 @@ def context_bounds(input_chunk_length: object) -> tuple[int, int]:
             f"{input_chunk_length!r}."
         )
     least, most = input_chunk_length
-    _require_int("input_chunk_length[0]", least, 1)
-    _require_int("input_chunk_length[1]", most, int(least))
+    require_int("input_chunk_length[0]", least, 1)
+    require_int("input_chunk_length[1]", most, int(least))
     return int(least), int(most)
 
 
@@ -264,9 +264,19 @@ def check_sampling(params: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be True or False, got {params[name]!r}.")
 
 
-def _require_int(name: str, value: object, least: int) -> None:
+def require_int(name: str, value: object, least: int, or_none: bool = False) -> None:
+    """Refuse a value that is no integer from `least` on, nor None where that is allowed.
+
+    Raises
+    ------
+    ValueError
+        With the name, what is allowed, and the value.
+    """
+    if or_none and value is None:
+        return
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+        allowed = f"an integer >= {least}" + (" or None" if or_none else "")
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 
 
 def refuse_half_precision(precision: object) -> None:

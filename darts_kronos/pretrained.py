@@ -38,12 +38,15 @@ DROPOUTS = ("ffn_dropout", "attn_dropout", "resid_dropout", "token_dropout")
 LOSS_WEIGHTS = ("beta", "gamma0", "gamma", "zeta")
 """Parameters of the networks that change training only: they may differ from the weights' own."""
 
-_PREDICTOR_SHAPE = ("d_model", "n_heads", "n_layers", "ff_dim", "s1_bits", "s2_bits")
-_TOKENIZER_SHAPE = {
+BITS = ("s1_bits", "s2_bits")
+PREDICTOR_SHAPE = ("d_model", "n_heads", "n_layers", "ff_dim")
+TOKENIZER_SHAPE = {
     "tokenizer_d_model": "d_model",
     "tokenizer_n_heads": "n_heads",
     "tokenizer_ff_dim": "ff_dim",
 }
+"""Parameters of the networks that their weights decide: tokens, the predictor, and the tokenizer,
+whose configuration calls them otherwise."""
 
 
 @dataclass(kw_only=True)
@@ -108,13 +111,13 @@ class Pretrained:
         if params["size"] is not None:
             asked = size_named(params["size"])
             what = f"`size={params['size']!r}` asks for "
-            for name in _PREDICTOR_SHAPE:
+            for name in (*PREDICTOR_SHAPE, *BITS):
                 self._compare(name, getattr(asked.predictor, name), getattr(predictor, name), what)
-            for name, own in _TOKENIZER_SHAPE.items():
+            for name, own in TOKENIZER_SHAPE.items():
                 self._compare(name, getattr(asked.tokenizer, own), getattr(tokenizer, own), what)
-        for name in _PREDICTOR_SHAPE:
+        for name in (*PREDICTOR_SHAPE, *BITS):
             self._compare(name, params[name], getattr(predictor, name))
-        for name, own in _TOKENIZER_SHAPE.items():
+        for name, own in TOKENIZER_SHAPE.items():
             self._compare(name, params[name], getattr(tokenizer, own))
         for own in ("n_encoder_layers", "n_decoder_layers"):
             given = params["tokenizer_n_layers"]

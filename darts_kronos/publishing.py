@@ -133,7 +133,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         for path in new.rglob("*"):
             if path.is_file():
                 _to_disk(path)
-        _swap(new, folder, Path(beside) / "old")
+        swap(new, folder, Path(beside) / "old")
         _to_disk(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -150,7 +150,7 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _swap(new: Path, folder: Path, old: Path) -> None:
+def swap(new: Path, folder: Path, old: Path) -> None:
     """Put `new` in the place of `folder`, at once where the system can exchange two names."""
     if not folder.exists():
         os.replace(new, folder)

@@ -24,8 +24,8 @@ from darts_kronos.training import (
     StageLog,
     TrainingHistory,
     attached,
+    listed,
 )
-from darts_kronos.windows import training_windows
 
 TOKENIZER_GRADIENT_CLIP = 2.0
 """Norm at which stage one clips gradients, as published."""
@@ -64,7 +64,6 @@ class TokenizerStage(pl.LightningModule):
     def __init__(self, module: KronosModule, optimizer_kwargs: dict[str, Any]):
         super().__init__()
         self.tokenizer = module.tokenizer
-        self.representation = module.representation
         self.augmentation = module.augmentation
         self.optimizer_kwargs = optimizer_kwargs
         self.stage_log = StageLog(self.tokenizer.config.s1_bits, self.tokenizer.config.s2_bits)
@@ -82,13 +81,7 @@ class TokenizerStage(pl.LightningModule):
         self.one_cycle.resume(checkpoint)
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:
-        windows = training_windows(
-            batch,
-            self.representation,
-            augmentation,
-            self._whole[0].variable_context,
-            self.tokenizer.head.weight.dtype,
-        )
+        windows = self._whole[0].windows(batch, augmentation)
         parts = self.tokenizer(windows.bars, windows.weights)
         losses = parts._asdict()
         s1, s2 = (windows.counted(losses.pop(name)) for name in ("s1", "s2"))
@@ -164,8 +157,7 @@ class TokenizerTraining:
             **inherited,
             **overrides,
         }
-        callbacks = params.pop("callbacks", None) or []
-        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        callbacks = listed(params.pop("callbacks", None))
         if checkpoints is not None:
             callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)

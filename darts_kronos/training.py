@@ -340,6 +340,13 @@ class CarryBack(pl.Callback):
         shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
 
 
+def listed(callbacks: pl.Callback | Sequence[pl.Callback] | None) -> list[pl.Callback]:
+    """A trainer's `callbacks`, one, several or none, as a list of its own."""
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+
+
 @contextmanager
 def attached(trainer: pl.Trainer, *callbacks: pl.Callback) -> Iterator[None]:
     """Let `trainer` call these callbacks too, before those that save checkpoints."""

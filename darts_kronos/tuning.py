@@ -39,10 +39,10 @@ from darts_kronos.objectives import (
     Suggest,
     crps_objective,
     is_plain,
-    require_count,
     sampling_objective,
     val_loss_objective,
 )
+from darts_kronos.parameters import require_int
 from darts_kronos.search_space import (
     default_point,
     sampling_point,
@@ -190,7 +190,7 @@ def tune(
     if metric is not None and not callable(metric):
         raise ValueError(f"`metric` must be a function or None, got {metric!r}.")
     for name, value in {"n_trials": n_trials, "num_samples": num_samples, "stride": stride}.items():
-        require_count(name, value, none=name == "stride")
+        require_int(name, value, 1, or_none=name == "stride")
     if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"`timeout` must be a number of seconds > 0 or None, got {timeout!r}.")
     _check_series(train, val, component, suggest, fixed, backtested=objective == "crps")
@@ -386,7 +386,7 @@ def tune_sampling(
     ValueError
         Before anything is tried, if the model is not fitted or a parameter is out of range.
     """
-    require_count("n_trials", n_trials)
+    require_int("n_trials", n_trials, 1)
     function = sampling_objective(
         model,
         val,

@@ -153,8 +153,11 @@ class TwoStageTorchModel(StampedTorchModel):
             model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         # Drawn at once, so that the second stage does not depend on where the first began.
         seed = int(torch.randint(2**31, ()))
-        windows_to_judge = trainer.limit_val_batches and len(datamodule.val_dataloader())
-        validated = bool(self.enable_finetuning and windows_to_judge)
+        validated = bool(
+            self.enable_finetuning
+            and trainer.limit_val_batches
+            and len(datamodule.val_dataloader())
+        )
         if validated and self.model is None and self._tokenizer_ckpt_path is None:
             self._note_zero_shot_losses(model, datamodule, trainer, "tokenizer" in trained)
         if "tokenizer" in trained:
@@ -471,7 +474,12 @@ class TwoStageTorchModel(StampedTorchModel):
         return model
 
     def load_weights_from_checkpoint(
-        self, model_name: str | None = None, work_dir: str | None = None, **kwargs: Any
+        self,
+        model_name: str | None = None,
+        work_dir: str | None = None,
+        file_name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Take the weights of a checkpoint; see Darts' method of this name.
 
@@ -480,8 +488,8 @@ class TwoStageTorchModel(StampedTorchModel):
         ValueError
             If the models differ, or a file is damaged or asks for code to be run.
         """
-        with _refusing(kwargs.get("file_name") or str(model_name)):
-            super().load_weights_from_checkpoint(model_name, work_dir, **kwargs)
+        with _refusing(file_name or str(model_name)):
+            super().load_weights_from_checkpoint(model_name, work_dir, file_name, *args, **kwargs)
 
     @staticmethod
     def load_from_checkpoint(

@@ -102,12 +102,17 @@ def window_forecasts(
     return series[name], [forecast[name] for forecast in forecasts]
 
 
-def crps_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:
-    """CRPS of each forecast (W,), in units of the last value before it."""
+def levels_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:
+    """The size of the last value before each forecast (W,), above 0."""
     starts = [actual.get_index_at_point(forecast.start_time()) for forecast in forecasts]
     last = np.abs(actual.values(copy=False)[np.array(starts) - 1, 0])
+    return np.maximum(last, np.finfo(float).tiny)
+
+
+def crps_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:
+    """CRPS of each forecast (W,), in units of the last value before it."""
     crps = np.asarray(mcrps([actual] * len(forecasts), list(forecasts)))
-    return crps / np.maximum(last, np.finfo(float).tiny)
+    return crps / levels_of_windows(actual, forecasts)
 
 
 def coverage_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:

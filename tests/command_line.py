@@ -11,24 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from factories import candle_frame
+from factories import TINY_NETWORKS, candle_frame
 
 from darts_kronos.cli import main
 
 ROOT = Path(__file__).parents[1]
-
-TINY_MODEL = {
-    "d_model": 16,
-    "n_heads": 2,
-    "n_layers": 1,
-    "ff_dim": 32,
-    "s1_bits": 4,
-    "s2_bits": 3,
-    "tokenizer_d_model": 16,
-    "tokenizer_n_heads": 2,
-    "tokenizer_n_layers": 1,
-    "tokenizer_ff_dim": 32,
-}
 
 ORIGINAL = """\
 data:
@@ -136,7 +123,7 @@ def config(folder: Path, **sections: dict) -> dict:
         "training": {"tokenizer_epochs": 2, "basemodel_epochs": 2, "log_interval": 2},
         "model_paths": {"base_path": str(folder / "runs"), "exp_name": "run"},
         "device": {"use_cuda": False},
-        "model": dict(TINY_MODEL),
+        "model": dict(TINY_NETWORKS),
         "sampling": {"num_samples": 8},
     }
     for name, keys in sections.items():

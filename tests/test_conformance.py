@@ -18,7 +18,7 @@ from darts.models.forecasting.torch_forecasting_model import (
     TorchForecastingModel,
 )
 from darts.utils.likelihood_models.torch import QuantileRegression
-from factories import COMPONENTS, TINY, candles, tiny_model
+from factories import COMPONENTS, GREEDY, TINY, candles, tiny_model
 from pytorch_lightning.tuner.lr_finder import _LRFinder
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, Metric, MetricCollection
@@ -26,7 +26,6 @@ from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, Metric,
 from darts_kronos import KronosModel
 
 CPU = TINY["pl_trainer_kwargs"]
-GREEDY = {"top_k": 1, "point_forecast": "sample"}
 
 NO_SERIES = "Input `series` must be provided."
 OTHER_PARAMETERS = "The values of the hyper-parameters in the model and loaded checkpoint"
@@ -136,7 +135,7 @@ class TestWeights:
         expected = model.predict(6, series=series, random_state=3)
         by_path, by_name = tiny_model(), tiny_model(model_name="other")
         by_path.load_weights(str(folder / "manual.pt"), map_location="cpu")
-        by_name.load_weights_from_checkpoint("original", **self.options(folder))
+        by_name.load_weights_from_checkpoint("original", str(folder), None, False)
         for loaded in (by_path, by_name):
             assert loaded.predict(6, series=series, random_state=3) == expected
             assert loaded.model.dtype == torch.float32
@@ -345,6 +344,11 @@ class TestSampleWeights:
         weighted = tiny_model().fit(series, sample_weight=ones).training_history
         plain = tiny_model().fit(series).training_history
         pd.testing.assert_frame_equal(weighted, plain, rtol=1e-4)
+
+    def test_what_darts_changes_for_them_is_put_back(self, series):
+        model = tiny_model().fit(series, sample_weight="linear")
+        assert model.model.train_criterion.reduction == "mean"
+        assert model.model.train_criterion_reduction is None
 
     def test_validation_may_have_its_own(self, series):
         ones = series["close"].with_values(np.full((len(series), 1), 2.0))

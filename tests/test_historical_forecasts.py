@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from darts.dataprocessing.transformers import Scaler
-from factories import candles, tiny_model
-
-GREEDY = {"top_k": 1, "point_forecast": "sample"}
+from factories import GREEDY, candles, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
     @pytest.mark.parametrize(
-        "step", ["safetensors.torch.save_file", "darts_kronos.publishing._swap"]
+        "step", ["safetensors.torch.save_file", "darts_kronos.publishing.swap"]
     )
     def test_a_crash_leaves_the_old_folder(self, window_model, tmp_path, monkeypatch, step):
         released.write(tmp_path / "mine")

@@ -5,15 +5,13 @@ import pytest
 import torch
 from darts.utils.data import SequentialTorchTrainingDataset
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
-from factories import candles, tiny_model
+from factories import GREEDY, candles, tiny_model
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.quantizer import weighted_mean
 from darts_kronos.nn.tokenizer import KronosTokenizer
-
-GREEDY = {"top_k": 1, "point_forecast": "sample"}
 
 
 @pytest.fixture(scope="module")

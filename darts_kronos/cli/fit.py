@@ -16,11 +16,12 @@ from darts_kronos.cli.errors import CommandError, RunError
 from darts_kronos.cli.files import write_json, written
 from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import hear, is_first, part, tell
-from darts_kronos.cli.report import STAGES, Advice, StageBar, StageReport
+from darts_kronos.cli.report import Advice, StageBar, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
 from darts_kronos.cli.weights import give_back, has_predictor, starting
 from darts_kronos.model import KronosModel
 from darts_kronos.plotting import plot_training
+from darts_kronos.two_stages import STAGES
 
 CURVES_DPI = 90
 

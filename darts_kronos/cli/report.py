@@ -19,8 +19,7 @@ from darts_kronos.cli.console import note, say, warn
 from darts_kronos.cli.errors import RunError
 from darts_kronos.cli.files import written
 from darts_kronos.training import LOG_MEANING
-
-STAGES = ("tokenizer", "predictor")
+from darts_kronos.two_stages import STAGES
 
 COLUMNS = {
     "tokenizer": ("recon_loss_s1", "recon_loss", "vq_loss"),
@@ -90,7 +89,7 @@ class StageReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         validates = bool(trainer.num_val_batches) and sum(map(float, trainer.num_val_batches)) > 0
-        losses = [name for name in COLUMNS[self.stage]]
+        losses = list(COLUMNS[self.stage])
         self._columns = ["train_loss", *(["val_loss"] if validates else []), *losses, *USAGE]
         number, steps = STAGES.index(self.stage) + 1, int(trainer.num_training_batches)
         parts = trainer.accumulate_grad_batches

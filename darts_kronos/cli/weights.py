@@ -39,15 +39,10 @@ from darts_kronos.nn.config import as_dict, override, size_named
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.parameters import DEFAULT_SIZE, networks
+from darts_kronos.pretrained import BITS, PREDICTOR_SHAPE, TOKENIZER_SHAPE
+from darts_kronos.publishing import swap
 
-_PREDICTOR_SHAPE = ("d_model", "n_heads", "n_layers", "ff_dim")
-_TOKENIZER_SHAPE = {
-    "tokenizer_d_model": "d_model",
-    "tokenizer_n_heads": "n_heads",
-    "tokenizer_n_layers": "n_encoder_layers",
-    "tokenizer_ff_dim": "ff_dim",
-}
-_BITS = ("s1_bits", "s2_bits")
+_TOKENIZER_SHAPE = {**TOKENIZER_SHAPE, "tokenizer_n_layers": "n_encoder_layers"}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -180,7 +175,7 @@ def _completed(
         if found.predictor is None:
             source = _tokenizer_folder(folder, given)
             tokenizer = tokenizer_config_from_released(read(source)[0])
-            bits = {name: getattr(tokenizer, name) for name in _BITS}
+            bits = {name: getattr(tokenizer, name) for name in BITS}
             predictor = override(networks(asked, tokenizer.n_components).predictor, **bits)
             shutil.copytree(source, parts[TOKENIZER_FOLDER], dirs_exist_ok=True)
             parts[PREDICTOR_FOLDER].mkdir(exist_ok=True)
@@ -197,7 +192,7 @@ def _completed(
             if (source / PREDICTOR_FOLDER / CONFIG_FILE).is_file():
                 source = source / PREDICTOR_FOLDER
             predictor = predictor_config_from_released(read(source)[0])
-            bits = {name: getattr(predictor, name) for name in _BITS}
+            bits = {name: getattr(predictor, name) for name in BITS}
             tokenizer = override(networks(asked, n_components=6).tokenizer, **bits)
             shutil.copytree(source, parts[PREDICTOR_FOLDER], dirs_exist_ok=True)
             parts[TOKENIZER_FOLDER].mkdir()
@@ -206,7 +201,7 @@ def _completed(
             rates["tokenizer_optimizer_kwargs"] = {"lr": size.tokenizer_lr, **own}
             settings = settings_of(None, tokenizer, predictor)
     write_settings(settings, folder)
-    followed = ("size", *_PREDICTOR_SHAPE, *_TOKENIZER_SHAPE, *_BITS)
+    followed = ("size", *PREDICTOR_SHAPE, *_TOKENIZER_SHAPE, *BITS)
     return {**dict.fromkeys(followed), **rates}
 
 
@@ -238,17 +233,17 @@ def _named_shape(found: Sources, params: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if not path.is_file():
             size = re.search(r"Kronos-(mini|small|base|large)$", source.rstrip("/"))
-            if size is not None and all(params[name] is None for name in _PREDICTOR_SHAPE):
+            if size is not None and all(params[name] is None for name in PREDICTOR_SHAPE):
                 shape.setdefault("size", size[1])
             continue
         values = json.loads(path.read_text(encoding="utf-8"))
         if "d_in" in values:
             tokenizer = as_dict(tokenizer_config_from_released(values))
             shape |= {ours: tokenizer[own] for ours, own in _TOKENIZER_SHAPE.items()}
-            shape |= {name: tokenizer[name] for name in _BITS}
+            shape |= {name: tokenizer[name] for name in BITS}
         else:
             predictor = as_dict(predictor_config_from_released(values))
-            shape |= {name: predictor[name] for name in (*_PREDICTOR_SHAPE, *_BITS)}
+            shape |= {name: predictor[name] for name in (*PREDICTOR_SHAPE, *BITS)}
     return {name: value for name, value in shape.items() if params[name] is None}
 
 
@@ -272,9 +267,7 @@ def give_back(model: KronosModel, run: RunFolder, config: Config) -> None:
             # So that a network is understood by itself too.
             shutil.copy(whole / SETTINGS_FILE, whole / part)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rename(Path(beside) / f"old-{part}")
-            (whole / part).rename(target)
+            swap(whole / part, target, Path(beside) / f"old-{part}")
 
 
 def has_predictor(config: Config) -> bool:

@@ -31,6 +31,12 @@ Rotary = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
 
 
+def rotary_frequencies(head_width: int, device: torch.device | None = None) -> Tensor:
+    """Angle per bar of each pair of channels, (K / 2,), float32."""
+    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
+    return 1.0 / (ROTARY_BASE ** (exponents / head_width))
+
+
 def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
     """Cosines and sines that rotate a head's halves (arXiv 2104.09864).
 
@@ -51,10 +57,8 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
         Cosines, and sines with the first half's negated as ``rotate`` wants them; each of shape
         (T, K), float32.
     """
-    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
-    frequencies = 1.0 / (ROTARY_BASE ** (exponents / head_width))
     positions = torch.arange(length, device=device, dtype=torch.float32)
-    angles = torch.outer(positions, frequencies)
+    angles = torch.outer(positions, rotary_frequencies(head_width, device))
     cosines, sines = angles.cos(), angles.sin()
     return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
