@@ -75,7 +75,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
         (line,) = right.plot(places, table[name], "o-", label=name)
         right.axhline(nominal, color=line.get_color(), lw=1, ls="--")
     right.set_ylim(0, 1)
-    right.set_ylabel("share of closes inside (dashed: as it should be)")
+    right.set_ylabel("share of closes inside (dashed: nominal)")
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.set_xticks(places, [str(length) for length in table.index])
