@@ -229,7 +229,8 @@ def sample_paths(
 
     drawn_samples = 1 if sampling.greedy else num_samples
     rereads = T + n > max_context and sliding == "exact"
-    of_window, of_path = _bytes_needed(tokenizer, predictor, T, n, max_context, rereads)
+    alone = drawn_samples == 1
+    of_window, of_path = _bytes_needed(tokenizer, predictor, T, n, max_context, rereads, alone)
     paths_per_turn = min(max(1, (path_bytes - of_window) // of_path), drawn_samples)
     windows_per_turn = max(1, path_bytes // (of_window + paths_per_turn * of_path))
     if paths_per_turn < drawn_samples:
@@ -376,12 +377,14 @@ def _bytes_needed(
     n: int,
     max_context: int,
     rereads: bool,
+    alone: bool,
 ) -> tuple[int, int]:
     """Memory that a window of `length` bars takes, and each of its paths of `n` bars.
 
     Keys and values in both networks, the widest layer's activations for the bars that are read
     together, and the attention's scores: of one bar at a time in the predictor, unless it reads
-    its window again, and of all new bars in the tokenizer's decoder.
+    its window again, and of all new bars in the tokenizer's decoder. A path that is its window's
+    only one has the window's keys and values before its own.
     """
     kept = (predictor.config.n_layers + 1) * predictor.config.d_model
     kept += tokenizer.config.n_decoder_layers * tokenizer.config.d_model
@@ -392,7 +395,8 @@ def _bytes_needed(
         n_heads = max(n_heads, predictor.config.n_heads)
     scores = 2 * n_heads * new * min(length + n, max_context)
     size = predictor.s1_head.weight.element_size()
-    return known * (2 * kept + wide) * size, (2 * n * kept + new * wide + scores) * size
+    of_path = 2 * n * kept + new * wide + scores + (2 * known * kept if alone else 0)
+    return known * (2 * kept + wide) * size, of_path * size
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import torch
 
 from darts_kronos import generation
 from darts_kronos.generation import Sampling, generate
+from darts_kronos.nn import kernels
 
 
 @pytest.fixture
@@ -45,6 +46,24 @@ def test_greedy_paths_do_not_depend_on_how_rows_are_chunked(networks, max_contex
     whole = run(networks, windows=5, n=9, max_context=max_context, sampling=greedy)
     single = run(networks, windows=5, n=9, max_context=max_context, sampling=greedy, path_bytes=1)
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sliding", ["exact", "cached"])
+@pytest.mark.parametrize("max_context", [64, 24, 12])
+def test_a_path_is_the_same_alone_and_among_others(networks, max_context, sliding):
+    # A single path's bars are kept in one piece with its window, several paths' are not.
+    first = Sampling(temperature=1e-6)
+    kwargs = {"n": 9, "max_context": max_context, "sampling": first, "sliding": sliding}
+    alone, among = run(networks, **kwargs), run(networks, **kwargs, num_samples=3)
+    torch.testing.assert_close(alone.expand_as(among), among, rtol=1e-4, atol=1e-5)
+
+
+def test_one_row_is_multiplied_alike_whether_caches_hold_the_weights_or_not(networks, monkeypatch):
+    greedy = Sampling(top_k=1)
+    small = run(networks, windows=1, n=60, max_context=80, sampling=greedy)
+    monkeypatch.setattr(kernels, "CACHED_BYTES", 0)
+    large = run(networks, windows=1, n=60, max_context=80, sampling=greedy)
+    torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-5)
 
 
 def test_chunked_samples_have_the_same_distribution(networks):
@@ -256,6 +275,7 @@ def test_networks_are_left_without_what_was_folded(networks):
     tokenizer, predictor = networks
     run(networks, n=60, max_context=80)
     assert predictor.queries is None and predictor.tokens.folded is None
+    assert predictor.calendar.folded is None
     assert all(getattr(module, "packed", None) is None for module in predictor.modules())
     assert all(getattr(module, "packed", None) is None for module in tokenizer.modules())
 

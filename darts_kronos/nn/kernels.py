@@ -21,6 +21,9 @@ from torch.autograd.function import once_differentiable
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers work, and gain nearly as much."""
 
+CACHED_BYTES = 2**24
+"""Weights of a network up to which caches hold them, and torch's own product of one row is fast."""
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
@@ -76,11 +79,14 @@ class PackedWeights:
         The layer.
     dtype
         Data type of the product; the result has that of the input.
+    cached
+        Whether the processor's caches hold the weights from one product to the next.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, cached: bool):
         self.dtype = dtype
         self.weight = layer.weight.detach().to(dtype)
+        self.of_row = self.weight if cached else None
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.reordered = (
             _HAS_ONEDNN
@@ -92,6 +98,8 @@ class PackedWeights:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
+        if self.of_row is not None and x.numel() == x.shape[-1]:
+            return F.linear(x.to(self.dtype), self.of_row, self.bias).to(x.dtype)
         product = _onednn if self.reordered else F.linear
         return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
 
@@ -160,7 +168,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the shape of `x`, (..., D)."""
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+        of_float32 = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        if of_float32 and torch.is_grad_enabled():
             out: Tensor = _Normed.apply(x, self.weight, self.eps)
             return out
         return super().forward(x)
@@ -173,9 +182,10 @@ def packed(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Within it there are no gradients, and weights must not change.
     """
     layers = [module for module in network.modules() if isinstance(module, Linear)]
+    cached = sum(layer.weight.numel() for layer in layers) * dtype.itemsize <= CACHED_BYTES
     try:
         for layer in layers:
-            layer.packed = PackedWeights(layer, dtype)
+            layer.packed = PackedWeights(layer, dtype, cached)
         yield
     finally:
         for layer in layers:

@@ -86,6 +86,8 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate queries or keys of shape (..., T, K) by their positions."""
+    if not torch.is_grad_enabled():
+        return _rotated(x, *rotary)
     rotated: Tensor = _Rotate.apply(x, *rotary)
     return rotated
 
@@ -100,6 +102,8 @@ class LayerCache:
         Of the window, shape (B, H, T, K): kept once, whatever the number of paths.
     path_keys, path_values
         Of the paths' own bars, shape (B, H, S, capacity, K); None until the first ``extend``.
+        Those of a single path come after a copy of the window, (B, H, 1, T + capacity, K): what
+        it attends to lies in one piece.
     length
         Own bars of a path that are filled in.
     dropped
@@ -120,24 +124,36 @@ class LayerCache:
 
     @property
     def own(self) -> KeysValues | None:
-        """Keys and values of the paths' own bars, each (B, H, S, L, K), if any."""
+        """Keys and values of several paths' own bars, each (B, H, S, L, K), if any."""
         if self.path_keys is None or self.path_values is None:
             return None
         first = max(0, self.dropped - self.prefix[0].shape[2])
         seen = slice(first, self.length)
         return self.path_keys[:, :, :, seen], self.path_values[:, :, :, seen]
 
+    @property
+    def joined(self) -> KeysValues:
+        """Keys and values of the window and of a single path's own bars, each (B, H, L, K)."""
+        if self.path_keys is None or self.path_values is None:
+            return self.window
+        seen = slice(self.dropped, self.prefix[0].shape[2] + self.length)
+        return self.path_keys[:, :, 0, seen], self.path_values[:, :, 0, seen]
+
     def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
+        B, H, S, M, K = keys.shape
+        before = self.prefix[0].shape[2] if S == 1 else 0
         if self.path_keys is None or self.path_values is None:
-            B, H, S, _, K = keys.shape
-            dtype = self.prefix[0].dtype
-            self.path_keys = keys.new_empty(B, H, S, capacity, K, dtype=dtype)
+            shape = (B, H, S, before + capacity, K)
+            self.path_keys = keys.new_empty(shape, dtype=self.prefix[0].dtype)
             self.path_values = torch.empty_like(self.path_keys)
-        new = slice(self.length, self.length + keys.shape[3])
+            if S == 1:
+                self.path_keys[:, :, 0, :before] = self.prefix[0]
+                self.path_values[:, :, 0, :before] = self.prefix[1]
+        new = slice(before + self.length, before + self.length + M)
         self.path_keys[:, :, :, new] = keys
         self.path_values[:, :, :, new] = values
-        self.length = new.stop
+        self.length += M
 
     def restart(self) -> LayerCache:
         """A cache with the same prefix and no bars of the paths."""
@@ -201,6 +217,8 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
         Shape (B, H, S, M, K).
     """
     B, H, S, M, K = queries.shape
+    if S == 1:
+        return _attend_joined(queries.squeeze(2), cache).unsqueeze(2)
     keys, values = (one.flatten(0, 1) for one in cache.window)
     own, T = cache.own, keys.shape[1]
     L = 0 if own is None else own[0].shape[3]
@@ -223,6 +241,16 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
         own_weights = weights.view(B * H * S, M, T + L)[:, :, T:]
         y = y.view(B * H * S, M, K).baddbmm_(own_weights, own_values)
     return y.view(B, H, S, M, K)
+
+
+def _attend_joined(queries: Tensor, cache: LayerCache) -> Tensor:
+    """The same of windows with a single path, (B, H, M, K)."""
+    keys, values = cache.joined
+    M, L = queries.shape[2], keys.shape[2]
+    seen = None
+    if M > 1:
+        seen = torch.ones(M, L, dtype=torch.bool, device=keys.device).tril(L - M)
+    return F.scaled_dot_product_attention(queries.to(keys.dtype), keys, values, attn_mask=seen)
 
 
 class CausalSelfAttention(nn.Module):

@@ -81,9 +81,20 @@ class CalendarEmbedding(nn.Module):
         )
         if not config.learn_time_embedding:
             self.requires_grad_(False)
+        # All tables as one, and where each starts in it, while weights do not change.
+        self.folded: tuple[Tensor, Tensor] | None = None
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """All tables as one, (E, D), and where each starts in it, (5,)."""
+        joined = torch.cat(list(self.tables.parameters()))
+        sizes = torch.tensor([0, *STAMP_SIZES.values()], device=joined.device)
+        return joined, sizes.cumsum(dim=0)[:-1]
 
     def forward(self, stamps: Tensor) -> Tensor:
         """Vectors (..., D) of stamps (..., 5), integers in the order of ``STAMP_SIZES``."""
+        if self.folded is not None:
+            table, starts = self.folded
+            return F.embedding(stamps + starts, table).sum(dim=-2)
         parts = [table(stamps[..., i]) for i, table in enumerate(self.tables.values())]
         return torch.stack(parts).sum(dim=0)
 
@@ -277,14 +288,16 @@ class KronosPredictor(nn.Module):
     def folded(self) -> Iterator[None]:
         """Fold the embeddings into what comes next for the block, in which weights must not change.
 
-        The token tables are taken through the fusion, the coarse one through the s2 query.
+        The token tables are taken through the fusion, the coarse one through the s2 query; the
+        calendar's tables become one.
         """
         try:
             self.tokens.folded = self.tokens.fold()
+            self.calendar.folded = self.calendar.fold()
             self.queries = self.s2_conditioning.query(self.tokens.s1.weight)
             yield
         finally:
-            self.tokens.folded = self.queries = None
+            self.tokens.folded = self.calendar.folded = self.queries = None
 
 
 def _token_loss(logits: Tensor, tokens: Tensor, weights: Tensor | None) -> Tensor:
