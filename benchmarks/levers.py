@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from evaluation.learned import Candidate, Fitted
 from evaluation.measures import score
 from evaluation.report import WALKS
 from evaluation.store import RESULTS, Store
+from evaluation.tried import horizon_weighted, told_the_next_stamp
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -34,7 +36,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mirrored": {"price_jitter": 0.0, "volume_jitter": 0.0, "date_shift": 0.0},
     "no volume dropout": {"volume_dropout": 0.0},
     "no stamps": {"stamps": False},
+    "5 + 5 bits": {"s1_bits": 5, "s2_bits": 5},
     "6 + 6 bits": {"s1_bits": 6, "s2_bits": 6},
+    "7 + 7 bits": {"s1_bits": 7, "s2_bits": 7},
     "8 + 8 bits": {"s1_bits": 8, "s2_bits": 8},
     "dropout 0": {"ffn_dropout": 0.0, "resid_dropout": 0.0, "token_dropout": 0.0},
     "dropout .3": {"ffn_dropout": 0.3, "resid_dropout": 0.3, "token_dropout": 0.2},
@@ -51,11 +55,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "context 48": {"input_chunk_length": 48},
     "2 layers of 64": {"d_model": 64, "n_layers": 2, "ff_dim": 128},
     "5 layers of 160": {"d_model": 160, "n_layers": 5, "ff_dim": 320},
+    "window": {"representation": "window"},
+    "window, anchored": {"representation": "window", "anchor": True},
+    "best epoch kept": {"load_best": True},
+    "horizon weighted": {"tried": horizon_weighted},
+    "next bar's stamp": {"tried": told_the_next_stamp},
     "pretrained": {"pretrained": True},
     "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
-"""What each changes of the default; `stamps` hides the calendar, `pretrained` starts from simulated
-candles."""
+"""What each changes of the default: parameters, but for `stamps`, which hides the calendar,
+`pretrained`, which starts from simulated candles, `load_best`, which keeps the predictor of the
+epoch with the least validation loss, and `tried`, which changes the package."""
 
 TEMPERATURES = (1.0, 1.15)
 
@@ -74,16 +84,21 @@ def walks(pool: Pool) -> dict[str, float]:
 def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Measures of a variant on each validation series, at each temperature."""
     own = dict(config)
+    tried = own.pop("tried", nullcontext)
     if not own.pop("stamps", True):
         parts = ([series.with_metadata(None) for series in part] for part in (pool.train, pool.val))
         seen = replace(pool, train=next(parts), val=next(parts))
     else:
         seen = pool
-    fitted = Fitted(Candidate("Kronos", "own", own), seen, seed)
+    paths = {}
+    with tried():
+        fitted = Fitted(Candidate("Kronos", "own", own), seen, seed)
+        for temperature in TEMPERATURES:
+            fitted.model.set_sampling(temperature=temperature)
+            paths[temperature] = fitted.paths(seen.val, STRIDE)
     reference, rows = walks(pool), []
-    for temperature in TEMPERATURES:
-        fitted.model.set_sampling(temperature=temperature)
-        for symbol, one in score_all(fitted.paths(seen.val, STRIDE), pool, "val", STRIDE).items():
+    for temperature, found in paths.items():
+        for symbol, one in score_all(found, pool, "val", STRIDE).items():
             rows.append(
                 {
                     "series": symbol,

@@ -305,11 +305,16 @@ def _kronos(
     seed: int,
     most_epochs: int,
 ) -> KronosModel:
-    if candidate.config.get("pretrained"):
-        model = KronosModel.load(_pretrained(candidate.config, seed)[0])
+    own = dict(candidate.config)
+    load_best = own.pop("load_best", False)
+    if own.get("pretrained"):
+        model = KronosModel.load(_pretrained(own, seed)[0])
+    elif load_best:
+        work_dir = tempfile.mkdtemp()
+        model = _new_kronos({**own, "save_checkpoints": True, "work_dir": work_dir}, seed)
     else:
-        model = _new_kronos(candidate.config, seed)
-    return model.fit(train, val_series=val)
+        model = _new_kronos(own, seed)
+    return model.fit(train, val_series=val, load_best=load_best)
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {
