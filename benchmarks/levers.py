@@ -26,7 +26,7 @@ from evaluation.learned import Candidate, Fitted
 from evaluation.measures import score
 from evaluation.report import WALKS
 from evaluation.store import RESULTS, Store
-from evaluation.tried import horizon_weighted, told_the_next_stamp
+from evaluation.tried import half_of_the_paths_turned, horizon_weighted, told_the_next_stamp
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "best epoch kept": {"load_best": True},
     "horizon weighted": {"tried": horizon_weighted},
     "next bar's stamp": {"tried": told_the_next_stamp},
+    "half of the paths turned": {"tried": half_of_the_paths_turned},
     "pretrained": {"pretrained": True},
     "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
