@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import reference
+import torch
 from darts import TimeSeries
 from darts.metrics import mcrps, mic
-from evaluation import baselines, measures
-from factories import candle_frame
+from evaluation import baselines, data, measures, tried
+from factories import candle_frame, candles, tiny_model
 
 RNG = np.random.default_rng(0)
 
@@ -105,3 +107,47 @@ def test_directional_accuracy():
     share, p = measures.directional_accuracy(np.array([1.0, -1, 1, 0]), np.array([2.0, -3, -1, 1]))
     assert share == pytest.approx(2 / 3) and 0 < p <= 1
     assert np.isnan(measures.directional_accuracy(np.zeros(3), np.ones(3))[0])
+
+
+class TestTriedChanges:
+    """Levers that change the package do so for their block only."""
+
+    @pytest.fixture
+    def losses(self):
+        predictor = reference.predictors(0)[1]
+        tokens = torch.randint(16, (2, 2, data.CONTEXT + data.HORIZON))
+        stamps = reference.random_stamps(2, tokens.shape[-1], 1)
+
+        def measure():
+            torch.manual_seed(0)
+            return float(predictor.train().loss(*tokens, stamps).loss), float(
+                predictor.eval().loss(*tokens, stamps).loss
+            )
+
+        return measure
+
+    def test_horizon_weights_count_in_training_alone(self, losses):
+        before = losses()
+        with tried.horizon_weighted():
+            within = losses()
+        assert within[0] != before[0] and within[1] == before[1]
+        assert losses() == before
+
+    def test_the_next_stamp_is_read_in_both(self, losses):
+        before = losses()
+        with tried.told_the_next_stamp():
+            within = losses()
+        assert within[0] != before[0] and within[1] != before[1]
+        assert losses() == before
+
+    def test_turned_paths_mirror_those_that_were_drawn(self):
+        series = candles(60)
+        model = tiny_model().fit(series[:50])
+        drawn = model.predict(3, series[:50], num_samples=4, random_state=1)["close"].all_values()
+        with tried.half_of_the_paths_turned():
+            turned = model.predict(3, series[:50], num_samples=4, random_state=1)["close"]
+        last = series["close"].values()[49, 0]
+        turned = np.log(turned.all_values()[:, 0] / last)
+        drawn = np.log(drawn[:, 0] / last)
+        np.testing.assert_allclose(turned[:, ::2], drawn[:, ::2], atol=1e-9)
+        np.testing.assert_allclose(turned[:, 1::2], -drawn[:, 1::2], atol=1e-9)
