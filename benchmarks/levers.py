@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no stamps": {"stamps": False},
     "5 + 5 bits": {"s1_bits": 5, "s2_bits": 5},
     "6 + 6 bits": {"s1_bits": 6, "s2_bits": 6},
-    "7 + 7 bits": {"s1_bits": 7, "s2_bits": 7},
     "8 + 8 bits": {"s1_bits": 8, "s2_bits": 8},
     "dropout 0": {"ffn_dropout": 0.0, "resid_dropout": 0.0, "token_dropout": 0.0},
     "dropout .3": {"ffn_dropout": 0.3, "resid_dropout": 0.3, "token_dropout": 0.2},

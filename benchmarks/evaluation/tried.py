@@ -1,4 +1,4 @@
-"""Changes of training that were measured and not kept, as what they would change of the package."""
+"""Changes that were measured and not kept, as what they would change of the package."""
 
 from __future__ import annotations
 

@@ -136,15 +136,21 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMS-normalised `x`, in few passes over memory, and the factor of each row."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = (length.square() / x.shape[-1] + eps).rsqrt()
+    return (x * inverse).mul_(weight), inverse
+
+
 class _Normed(torch.autograd.Function):
-    """RMS normalisation and its gradients, in few passes over memory."""
+    """The same with its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = (length.square() / x.shape[-1] + eps).rsqrt()
+        out, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -168,8 +174,9 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the shape of `x`, (..., D)."""
-        of_float32 = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if of_float32 and torch.is_grad_enabled():
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+            if not torch.is_grad_enabled():
+                return _normed(x, self.weight, self.eps)[0]
             out: Tensor = _Normed.apply(x, self.weight, self.eps)
             return out
         return super().forward(x)
