@@ -22,6 +22,9 @@ WALKS = ("random walk", "EWMA walk")
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 
 
+_BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": False}
+"""Where a legend hides nothing that is drawn."""
+
 RIVALS = ("LSTM", "TFT")
 """The models that Kronos is compared with by name."""
 
@@ -289,7 +292,7 @@ def _coverage_by_step(results: Results) -> Figure:
             width = 2.5 if name == "Kronos" else 1
             axes.plot(np.arange(1, len(inside) + 1), inside, label=name, linewidth=width)
         axes.set(title=f"{level:.0%} intervals of the close", xlabel="bars ahead", ylabel="inside")
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), **_BELOW)
     return figure
 
 
@@ -302,9 +305,9 @@ def _skill(frame: pd.DataFrame) -> Figure:
         at = np.arange(len(table)) + (i - len(table.columns) / 2) * 0.09
         axes.scatter(at, 1 - table[name], label=name, s=60 if name == "Kronos" else 25)
     axes.axhline(0, color="0.6", linestyle=":")
-    axes.set_xticks(np.arange(len(table)), list(table.index))
+    axes.set_xticks(np.arange(len(table)), [name.replace(" ", "\n") for name in table.index])
     axes.set_ylabel("CRPS skill over the better walk's bands")
     axes.set_ylim(bottom=max(-0.6, axes.get_ylim()[0]))
     axes.set_title("Above 0: better than the random walk's bands")
-    axes.legend(frameon=False, ncols=4)
+    figure.legend(*axes.get_legend_handles_labels(), **_BELOW)
     return figure
