@@ -35,15 +35,17 @@ def calibrate(
     *,
     temperatures: Sequence[float] = TEMPERATURES,
     top_ps: Sequence[float | None] = TOP_PS,
+    antithetics: Sequence[bool] = (),
     component: str | None = None,
     num_samples: int = 100,
     stride: int | None = None,
     verbose: bool = True,
 ) -> pd.DataFrame:
-    """Choose temperature and `top_p` by the CRPS of validation windows, without training.
+    """Choose how paths are drawn by the CRPS of validation windows, without training.
 
-    First the temperature is chosen, then, at the best one, `top_p`. What was chosen stays
-    with the model, as after :meth:`~darts_kronos.KronosModel.set_sampling`.
+    First the temperature is chosen, then, at the best one, `top_p`, then, if wanted, whether paths
+    come in pairs that forecast no direction (`antithetic`). What was chosen stays with the model,
+    as after :meth:`~darts_kronos.KronosModel.set_sampling`.
 
     Parameters
     ----------
@@ -52,8 +54,9 @@ def calibrate(
     val_series
         One or several series that the model was not trained on, each of at least
         ``input_chunk_length + output_chunk_length`` bars.
-    temperatures, top_ps
-        What is tried, beside what the model has.
+    temperatures, top_ps, antithetics
+        What is tried, beside what the model has. ``antithetics=(False, True)`` asks whether the
+        model knows anything of the direction of prices; by default that stays as it is.
     component
         The component whose forecasts are measured; None: the close, else the first.
     num_samples
@@ -66,9 +69,9 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        A row for each setting that was tried: `temperature`, `top_p`, `CRPS` (in units of the
-        last value before each window), `coverage 50` and `coverage 90` (shares of values
-        inside the central intervals), and whether it is that from `before` or the `chosen`.
+        A row for each setting that was tried: `temperature`, `top_p`, `antithetic`, `CRPS` (in
+        units of the last value before each window), `coverage 50` and `coverage 90` (shares of
+        values inside the central intervals), and whether it is that from `before` or the `chosen`.
 
     Raises
     ------
@@ -78,40 +81,46 @@ def calibrate(
     """
     if model.model is None:
         raise ValueError("The model cannot be calibrated before it is fitted or loaded.")
-    before: dict[str, Any] = {name: model.sampling[name] for name in ("temperature", "top_p")}
     for name, values in {"temperatures": temperatures, "top_ps": top_ps}.items():
         if not len(values):
             raise ValueError(f"`{name}` must not be empty.")
+    wanted: dict[str, Sequence[Any]] = {
+        "temperature": temperatures,
+        "top_p": top_ps,
+        "antithetic": antithetics,
+    }
     # All of them are checked before the first one is tried.
-    for temperature in temperatures:
-        check_sampling(model.sampling | {"temperature": temperature})
-    for top_p in top_ps:
-        check_sampling(model.sampling | {"top_p": top_p})
+    for name, values in wanted.items():
+        for value in values:
+            check_sampling(model.sampling | {name: value}, model.model.representation.given)
     series: Sequence[TimeSeries] = series2seq(val_series)
     least = model.input_chunk_length + model.output_chunk_length
     check_lengths(series, least, "Validation")
     measured = measured_component(series[0], component)
 
-    tried = dict.fromkeys([before["temperature"], *temperatures])
-    progress = tqdm(total=len(tried) + len(set(top_ps) - {before["top_p"]}), disable=not verbose)
+    before = {name: model.sampling[name] for name in wanted}
+    others = {
+        name: [value for value in dict.fromkeys(values) if value != before[name]]
+        for name, values in wanted.items()
+    }
+    progress = tqdm(total=1 + sum(map(len, others.values())), disable=not verbose)
     rows: list[dict[str, Any]] = []
 
-    def measure(temperature: float, top_p: float | None) -> None:
-        model.set_sampling(temperature=temperature, top_p=top_p)
-        progress.set_description(f"temperature {temperature}, top_p {top_p}")
-        scores = _scores(model, series, measured, num_samples, stride)
-        rows.append({"temperature": temperature, "top_p": top_p, **scores})
+    def measure(setting: dict[str, Any]) -> None:
+        model.set_sampling(**setting)
+        progress.set_description(", ".join(f"{name} {value}" for name, value in setting.items()))
+        rows.append(setting | _scores(model, series, measured, num_samples, stride))
         progress.update()
 
-    chosen: dict[str, Any] = before
+    chosen = before
     try:
-        for temperature in tried:
-            measure(temperature, before["top_p"])
-        best = min(rows, key=lambda row: row["CRPS"])
-        for top_p in dict.fromkeys(top_ps):
-            if top_p != before["top_p"]:
-                measure(best["temperature"], top_p)
-        best = min(rows, key=lambda row: row["CRPS"])
+        measure(before)
+        best = rows[0]
+        for name, values in others.items():
+            setting = {one: best[one] for one in before}
+            for value in values:
+                measure(setting | {name: value})
+            best = min(rows, key=lambda row: row["CRPS"])
         chosen = {name: best[name] for name in before}
     finally:
         progress.close()

@@ -136,6 +136,12 @@ class KronosModel(PretrainedTorchModel):
     anchor
         Whether the prices of "window" paths are shifted so that they start from the last close
         and not from its reconstruction. Paths of "returns" always start there.
+    antithetic
+        Whether paths come in pairs: half of them are drawn, which takes half as long, and each of
+        these has its opposite, turned upside down about the last close. Then no direction is
+        forecast: the median is the last close. Volatility and intervals stay the model's. That
+        suits models of "returns", which learn no drift (`mirror`), so that what they still tell
+        of a direction is chance; :meth:`calibrate` tries it.
     sliding
         How a forecast goes on past `max_context`. "exact" reads the window anew for every bar, as
         the original does. "cached" drops the oldest bars from what was kept of the window, which
@@ -225,6 +231,7 @@ class KronosModel(PretrainedTorchModel):
         num_point_samples: int = 100,
         valid_candles: bool = True,
         anchor: bool = False,
+        antithetic: bool = False,
         sliding: str = "exact",
         likelihood: QuantileRegression | None = None,
         hub_model_name: str | None = None,
@@ -404,6 +411,7 @@ class KronosModel(PretrainedTorchModel):
             self._components, self._representation, self._uses_stamps = learn_series(
                 series, self._wanted_representation, self.min_input_chunk_length
             )
+            check_sampling(self.sampling, self._components)
             self._fit_to_pretrained(series)
 
     @property
@@ -492,7 +500,8 @@ class KronosModel(PretrainedTorchModel):
         ----------
         **changes
             Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples`,
-            `valid_candles`, `anchor` and `sliding`; see the class. The others stay as they are.
+            `valid_candles`, `anchor`, `antithetic` and `sliding`; see the class. The others stay
+            as they are.
 
         Returns
         -------
@@ -504,7 +513,7 @@ class KronosModel(PretrainedTorchModel):
         ValueError
             If a name is unknown or a value out of range; nothing is changed then.
         """
-        check_sampling(self.sampling | changes)
+        check_sampling(self.sampling | changes, self._components)
         self._model_params.update(changes)
         if self.model is not None:
             self.model.hparams["sampling"] = self.sampling

@@ -7,6 +7,7 @@ C components that the tokenizer sees, G of these that series have, V entries of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -111,6 +112,7 @@ class KronosModule(PLForecastingModule):
         num_point_samples: int,
         valid_candles: bool,
         anchor: bool,
+        antithetic: bool,
         sliding: str,
     ) -> None:
         """Say how forecasts are drawn; see :class:`~darts_kronos.KronosModel`.
@@ -127,6 +129,7 @@ class KronosModule(PLForecastingModule):
         self.num_point_samples = num_point_samples
         self.valid_candles = valid_candles
         self.anchor = anchor
+        self.antithetic = antithetic
         self.sliding = sliding
 
     def train(self, mode: bool = True) -> KronosModule:
@@ -285,15 +288,18 @@ class KronosModule(PLForecastingModule):
         T = context.shape[1]
         normalised, statistics = self.representation.encode(context, T)
         normalised = normalised.to(self.predictor.s1_head.weight.dtype)
+        sampling = sampling or self.sampling
+        # A greedy path is drawn from nothing, so it has no opposite.
+        in_pairs = self.antithetic and not sampling.greedy
         paths = generate(
             self.tokenizer,
             self.predictor,
             normalised,
             None if stamps is None else stamps[:, : T + n],
             n=n,
-            num_samples=num_samples,
+            num_samples=ceil(num_samples / 2) if in_pairs else num_samples,
             max_context=self.max_context,
-            sampling=sampling or self.sampling,
+            sampling=sampling,
             sliding=self.sliding,
         )
         bars = self.representation.decode(paths, statistics)
@@ -301,6 +307,9 @@ class KronosModule(PLForecastingModule):
             with torch.inference_mode():
                 last = self.tokenizer.decode(*self.tokenizer.encode(normalised))[:, -1]
             bars = self.representation.anchored(bars, context, last, statistics)
+        if in_pairs:
+            others = bars[: num_samples - len(bars)]
+            bars = torch.cat((bars, self.representation.opposite(others, context)))
         return self.representation.valid(bars, context) if self.valid_candles else bars
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from math import ceil
 from typing import Any
@@ -58,6 +58,7 @@ SAMPLING = (
     "num_point_samples",
     "valid_candles",
     "anchor",
+    "antithetic",
     "sliding",
 )
 """Parameters that say how forecasts are drawn; they may change on a fitted model."""
@@ -243,13 +244,20 @@ def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:
     return max(epochs, min(MOST_EPOCHS, ceil(steps / steps_per_epoch)))
 
 
-def check_sampling(params: Mapping[str, Any]) -> None:
+def check_sampling(params: Mapping[str, Any], components: Sequence[str] | None = None) -> None:
     """Check the parameters named in ``SAMPLING``.
+
+    Parameters
+    ----------
+    params
+        The parameters.
+    components
+        Of the series that are forecast, where they are known.
 
     Raises
     ------
     ValueError
-        If one is out of range, or another is among them.
+        If one is out of range, another is among them, or there is no close to turn paths about.
     """
     unknown = sorted(set(params) - set(SAMPLING))
     if unknown:
@@ -259,9 +267,15 @@ def check_sampling(params: Mapping[str, Any]) -> None:
     Sampling(**{name: params[name] for name in ("temperature", "top_k", "top_p")})
     check_sliding(params["sliding"])
     check_point_forecast(params["point_forecast"], params["num_point_samples"])
-    for name in ("valid_candles", "anchor"):
+    for name in ("valid_candles", "anchor", "antithetic"):
         if not isinstance(params[name], bool):
             raise ValueError(f"`{name}` must be True or False, got {params[name]!r}.")
+
+    if params["antithetic"] and components is not None and "close" not in components:
+        raise ValueError(
+            f"`antithetic=True` needs candles: paths are turned about the last close, and the "
+            f"components are {list(components)}."
+        )
 
 
 def require_int(name: str, value: object, least: int, or_none: bool = False) -> None:

@@ -80,6 +80,11 @@ class Representation(ABC):
         self.prices = [self.components.index(name) for name in PRICES if name in self.components]
         self.volumes = [self.components.index(name) for name in VOLUMES if name in self.components]
         self._own = [self.components.index(name) for name in self.given]
+        # Upside down, a bar's high is its low.
+        turned = list(self.prices)
+        if has_prices(self.components):
+            turned[1], turned[2] = turned[2], turned[1]
+        self._turned_prices = turned
 
     def completed(self, bars: Tensor) -> Tensor:
         """Bars (B, T, G) of the given components as the tokenizer takes them, (B, T, C).
@@ -147,10 +152,7 @@ class Representation(ABC):
         drift is to be learned.
         """
         turned = normalised.clone()
-        order = list(self.prices)
-        if has_prices(self.components):
-            order[1], order[2] = order[2], order[1]
-        turned[..., self.prices] = -normalised[..., order]
+        turned[..., self.prices] = -normalised[..., self._turned_prices]
         return turned
 
     def read_back(self, normalised: Tensor, bars: Tensor, statistics: Statistics) -> Tensor:
@@ -188,6 +190,25 @@ class Representation(ABC):
             Of the contexts.
         """
         return paths
+
+    def opposite(self, paths: Tensor, context: Tensor) -> Tensor:
+        """Sample paths upside down about the last close; highs and lows change places.
+
+        Parameters
+        ----------
+        paths
+            Paths in their own units, (S, B, n, G), with a close.
+        context
+            The bars before them, in their own units, (B, T, G).
+        """
+        last = context[:, -1, self.given.index("close"), None, None].to(paths.dtype)
+        turned = paths.clone()
+        turned[..., self.prices] = self._about(last, paths[..., self._turned_prices])
+        return turned
+
+    @abstractmethod
+    def _about(self, last: Tensor, prices: Tensor) -> Tensor:
+        """Prices (S, B, n, P) as far on the other side of the last closes (B, 1, 1)."""
 
     def valid(self, paths: Tensor, context: Tensor) -> Tensor:
         """The nearest valid candles to those of sample paths.
@@ -231,6 +252,9 @@ class WindowRepresentation(Representation):
 
     def _decoded(self, normalised: Tensor, statistics: Statistics) -> Tensor:
         return normalised.double() * statistics.scale + statistics.center
+
+    def _about(self, last: Tensor, prices: Tensor) -> Tensor:
+        return 2 * last - prices
 
     def anchored(
         self, paths: Tensor, context: Tensor, last: Tensor, statistics: Statistics
@@ -298,6 +322,10 @@ class ReturnsRepresentation(Representation):
         features = normalised.double() * statistics.scale + statistics.center
         previous = self._previous(bars[..., self.prices].double().log())
         return self._narrowed(self._bars(features, previous))
+
+    def _about(self, last: Tensor, prices: Tensor) -> Tensor:
+        # Returns with the opposite sign.
+        return last.square() / prices
 
     @staticmethod
     def _previous(log_prices: Tensor) -> Tensor:

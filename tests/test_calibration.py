@@ -18,10 +18,14 @@ def fitted(series):
 
 def test_the_setting_with_the_least_crps_is_kept(fitted, series, tmp_path):
     report = fitted.calibrate(
-        series[120:], temperatures=[0.5, 2.0], top_ps=[None, 0.9], verbose=False
+        series[120:],
+        temperatures=[0.5, 2.0],
+        top_ps=[None, 0.9],
+        antithetics=[False, True],
+        verbose=False,
     )
     assert list(report["temperature"][:3]) == [1.0, 0.5, 2.0]
-    assert list(report["before"]) == [True, False, False, False]
+    assert list(report["before"]) == [True, False, False, False, False]
     assert report["chosen"].sum() == 1
     chosen = report[report["chosen"]].iloc[0]
     assert chosen["CRPS"] == report["CRPS"].min()
@@ -30,6 +34,14 @@ def test_the_setting_with_the_least_crps_is_kept(fitted, series, tmp_path):
     assert report["temperature"].iloc[3] == report.loc[report["CRPS"][:3].idxmin(), "temperature"]
     assert fitted.sampling["temperature"] == chosen["temperature"]
     assert fitted.sampling["top_p"] == chosen["top_p"]
+    # Whether paths come in pairs is tried at the best of both.
+    assert list(report["antithetic"]) == [False, False, False, False, True]
+    best = report.loc[report["CRPS"][:4].idxmin()]
+    assert (report["temperature"].iloc[4], report["top_p"].iloc[4]) == (
+        best["temperature"],
+        best["top_p"],
+    )
+    assert fitted.sampling["antithetic"] == chosen["antithetic"]
     fitted.save(str(tmp_path / "model.pt"))
     loaded = KronosModel.load(str(tmp_path / "model.pt"))
     assert loaded.sampling == fitted.sampling
@@ -54,6 +66,15 @@ def test_the_crps_is_that_of_darts_over_the_last_close(fitted, series):
     assert report["CRPS"].iloc[0] == pytest.approx(expected, rel=0.05)
 
 
+def test_pairs_are_refused_for_other_series_than_candles():
+    prices = candles(200)["close"].with_columns_renamed("close", "spread")
+    model = tiny_model().fit(prices[:120])
+    with pytest.raises(ValueError, match="`antithetic=True` needs candles"):
+        model.calibrate(prices[120:], antithetics=[True], verbose=False)
+    report = model.calibrate(prices[120:], temperatures=[1.0], top_ps=[None], verbose=False)
+    assert list(report["antithetic"]) == [False]
+
+
 def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, series):
     small = series[120:] / 1000
     both = fitted.calibrate(
@@ -72,6 +93,7 @@ def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, s
     [
         ({"temperatures": []}, "`temperatures` must not be empty"),
         ({"top_ps": []}, "`top_ps` must not be empty"),
+        ({"antithetics": ["yes"]}, "`antithetic` must be True or False"),
         ({"temperatures": [1.0, 0.0]}, "`temperature` must be a number > 0"),
         ({"top_ps": [1.5]}, "`top_p` must be a number in"),
         ({"component": "bid"}, "no component 'bid'; there are open, high"),

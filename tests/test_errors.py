@@ -46,6 +46,7 @@ def with_value(series, value, bar=50, component="close"):
         ({"volume_jitter": "much"}, "volume_jitter"),
         ({"date_shift": 1.5}, "date_shift"),
         ({"anchor": 1}, "anchor"),
+        ({"antithetic": None}, "antithetic"),
         ({"valid_candles": None}, "valid_candles"),
         ({"n_epochs_tokenizer": 0}, "n_epochs_tokenizer"),
         ({"tokenizer_batch_size": 0}, "tokenizer_batch_size"),
