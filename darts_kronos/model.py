@@ -23,6 +23,7 @@ from darts.utils.likelihood_models.torch import QuantileRegression
 from darts.utils.serialization import add_safe_globals
 from darts.utils.ts_utils import series2seq
 
+from darts_kronos.adjustable_model import AdjustableTorchModel
 from darts_kronos.calibration import calibrate
 from darts_kronos.datasets import (
     KronosInferenceDataset,
@@ -35,7 +36,6 @@ from darts_kronos.datasets import (
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
 from darts_kronos.parameters import (
-    AUGMENTATION,
     SAMPLING,
     TRAINING_ONLY,
     check_parameters,
@@ -45,13 +45,12 @@ from darts_kronos.parameters import (
     predictor_epochs,
     with_defaults,
 )
-from darts_kronos.pretrained_model import PretrainedTorchModel
 from darts_kronos.training import explain_log
 
 logger = get_logger(__name__)
 
 
-class KronosModel(PretrainedTorchModel):
+class KronosModel(AdjustableTorchModel):
     """Kronos: candles as a language (arXiv 2508.02739).
 
     ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
@@ -483,7 +482,7 @@ class KronosModel(PretrainedTorchModel):
             components=self._components,
             representation=self._representation,
             variable_context=self.min_input_chunk_length < self.input_chunk_length,
-            augmentation={name: self._model_params[name] for name in AUGMENTATION},
+            augmentation=self.augmentation,
             sampling=self.sampling,
             **configured,
             **(self.pl_module_params or {}),
@@ -492,37 +491,6 @@ class KronosModel(PretrainedTorchModel):
         return module
 
     # --- forecasting --------------------------------------------------------------------------
-
-    def set_sampling(self, **changes: Any) -> KronosModel:
-        """Change how forecasts are drawn, before or after the model is fitted or loaded.
-
-        Parameters
-        ----------
-        **changes
-            Any of `temperature`, `top_k`, `top_p`, `point_forecast`, `num_point_samples`,
-            `valid_candles`, `anchor`, `antithetic` and `sliding`; see the class. The others stay
-            as they are.
-
-        Returns
-        -------
-        KronosModel
-            This model.
-
-        Raises
-        ------
-        ValueError
-            If a name is unknown or a value out of range; nothing is changed then.
-        """
-        check_sampling(self.sampling | changes, self._components)
-        self._model_params.update(changes)
-        if self.model is not None:
-            self.model.hparams["sampling"] = self.sampling
-        return self
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What :meth:`set_sampling` can change, as it is."""
-        return {name: self._model_params[name] for name in SAMPLING}
 
     calibrate = calibrate
 

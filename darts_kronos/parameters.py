@@ -127,11 +127,7 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     clip = params["clip"]
     if not is_number(clip) or not clip > 0:
         raise ValueError(f"`clip` must be a number > 0, got {clip!r}.")
-    for name in AUGMENTATION:
-        most = float("inf") if name.endswith("jitter") else 1
-        if not is_number(params[name]) or not 0 <= params[name] <= most:
-            allowed = "a number >= 0" if most > 1 else "a number in [0, 1]"
-            raise ValueError(f"`{name}` must be {allowed}, got {params[name]!r}.")
+    check_augmentation({name: params[name] for name in AUGMENTATION})
     for name in ("pl_trainer_kwargs", "tokenizer_trainer_kwargs", "tokenizer_optimizer_kwargs"):
         given = params.get(name)
         if given is not None and not isinstance(given, dict):
@@ -242,6 +238,27 @@ def tuning_rate(params: Mapping[str, Any]) -> float | None:
 def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:
     steps_per_epoch = ceil(n_windows / batch_size)
     return max(epochs, min(MOST_EPOCHS, ceil(steps / steps_per_epoch)))
+
+
+def check_augmentation(params: Mapping[str, Any]) -> None:
+    """Check the parameters named in ``AUGMENTATION``.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range, or another is among them.
+    """
+    unknown = sorted(set(params) - set(AUGMENTATION))
+    if unknown:
+        raise ValueError(
+            f"Unknown parameter {', '.join(unknown)} of how windows are varied; there are "
+            f"{', '.join(AUGMENTATION)}."
+        )
+    for name, value in params.items():
+        most = float("inf") if name.endswith("jitter") else 1
+        if not is_number(value) or not 0 <= value <= most:
+            allowed = "a number >= 0" if most > 1 else "a number in [0, 1]"
+            raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 
 
 def check_sampling(params: Mapping[str, Any], components: Sequence[str] | None = None) -> None:

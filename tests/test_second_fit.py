@@ -4,6 +4,8 @@ import pytest
 import pytorch_lightning as pl
 from factories import candles, tiny_model
 
+from darts_kronos import KronosModel
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.parameters import predictor_epochs
 
 
@@ -16,6 +18,54 @@ class RateAndSteps(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         schedule = trainer.lr_scheduler_configs[0].scheduler
         self.seen.append((max(schedule.base_lrs) * 10, trainer.max_epochs))
+
+
+class TestAugmentationOfASecondFit:
+    def seen(self, model, monkeypatch):
+        """How the windows of a further fit are varied."""
+        found = []
+        own = Augmentation.bars
+
+        def bars(self, *args):
+            found.append(self)
+            return own(self, *args)
+
+        monkeypatch.setattr(Augmentation, "bars", bars)
+        model.fit(candles(60))
+        return set(found)
+
+    def test_it_may_be_another_than_that_of_the_first(self, tmp_path, monkeypatch):
+        model = tiny_model(price_jitter=0.0).fit(candles(60))
+        before = model.augmentation
+        assert before["mirror"] == 0.5
+        model.set_augmentation(mirror=0.0, volume_jitter=0.7)
+        assert model.augmentation == before | {"mirror": 0.0, "volume_jitter": 0.7}
+        # The choice is saved with the model.
+        model.save(str(tmp_path / "model.pt"))
+        loaded = KronosModel.load(str(tmp_path / "model.pt"))
+        assert loaded.augmentation == model.augmentation
+        wanted = Augmentation(**model.augmentation)
+        assert self.seen(loaded, monkeypatch) == {wanted}
+        assert self.seen(model, monkeypatch) == {wanted}
+
+    def test_a_model_that_was_not_fitted_takes_it_too(self, monkeypatch):
+        model = tiny_model().set_augmentation(mirror=0.25)
+        assert self.seen(model, monkeypatch) == {Augmentation(**model.augmentation)}
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"mirror": 1.5}, "`mirror` must be a number in"),
+            ({"price_jitter": -1.0}, "`price_jitter` must be a number >= 0"),
+            ({"mirrors": 0.5}, "Unknown parameter mirrors .* there are mirror, price_jitter"),
+        ],
+    )
+    def test_what_is_wrong_changes_nothing(self, changes, message):
+        model = tiny_model()
+        before = model.augmentation
+        with pytest.raises(ValueError, match=message):
+            model.set_augmentation(**({"date_shift": 0.9} | changes))
+        assert model.augmentation == before
 
 
 class TestSecondFit:
