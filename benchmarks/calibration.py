@@ -24,7 +24,7 @@ from darts import TimeSeries
 from darts.models import ConformalNaiveModel, ConformalQRModel
 from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
-from evaluation.learned import CONFIGS, Candidate, Fitted
+from evaluation.learned import Candidate, Fitted
 from evaluation.measures import CLOSE, interval
 from evaluation.store import RESULTS, Store
 
@@ -77,7 +77,7 @@ def conformal(model: Any, val: TimeSeries, test: TimeSeries) -> np.ndarray:
 
 def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
     """A row for each series and way."""
-    fitted = Fitted(Candidate("Kronos", "own", CONFIGS["Kronos"][0]), pool, seed)
+    fitted = Fitted(Candidate("Kronos", "mirrored", {"pretrained": True}), pool, seed)
     model: KronosModel = fitted.model
     rows = []
 
@@ -104,6 +104,8 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
             add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
     model.calibrate(pool.val, verbose=False)
     add_sampled("calibrated")
+    model.set_sampling(antithetic=True)
+    add_sampled("calibrated, antithetic")
     return rows
 
 

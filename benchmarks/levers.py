@@ -4,8 +4,9 @@
 
 Each variant is trained on each pool for each seed, and its forecasts of the validation windows are
 measured: CRPS over the better random walk's bands, MAE over the last close's, and coverage of the
-close's 50% and 90% intervals. Nothing of the test parts is touched. Resumable; results lie in
-benchmarks/results/levers.
+close's 50% and 90% intervals; as drawn, and in antithetic pairs, which forecast no direction: what
+a fit believes of it by chance is most of the noise. Nothing of the test parts is touched.
+Resumable; results lie in benchmarks/results/levers.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from evaluation.learned import Candidate, Fitted
 from evaluation.measures import score
 from evaluation.report import WALKS
 from evaluation.store import RESULTS, Store
-from evaluation.tried import half_of_the_paths_turned, horizon_weighted, told_the_next_stamp
+from evaluation.tried import horizon_weighted, told_the_next_stamp
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "nothing varied": dict.fromkeys(
         ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
     ),
+    "not mirrored": {"mirror": 0.0},
     "mirrored": {"price_jitter": 0.0, "volume_jitter": 0.0, "date_shift": 0.0},
     "no volume dropout": {"volume_dropout": 0.0},
     "no stamps": {"stamps": False},
@@ -59,15 +61,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "best epoch kept": {"load_best": True},
     "horizon weighted": {"tried": horizon_weighted},
     "next bar's stamp": {"tried": told_the_next_stamp},
-    "half of the paths turned": {"tried": half_of_the_paths_turned},
     "pretrained": {"pretrained": True},
+    "pretrained, not mirrored": {"pretrained": True, "view": "as seen"},
     "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
 """What each changes of the default: parameters, but for `stamps`, which hides the calendar,
-`pretrained`, which starts from simulated candles, `load_best`, which keeps the predictor of the
-epoch with the least validation loss, and `tried`, which changes the package."""
+`pretrained`, which starts from simulated candles, `view`, which says how windows are varied from
+then on, `load_best`, which keeps the predictor of the epoch with the least validation loss, and
+`tried`, which changes the package."""
 
-TEMPERATURES = (1.0, 1.15)
+SAMPLINGS: dict[str, dict[str, Any]] = {"as drawn": {}, "antithetic": {"antithetic": True}}
+"""How forecasts are drawn."""
 
 
 def walks(pool: Pool) -> dict[str, float]:
@@ -82,7 +86,7 @@ def walks(pool: Pool) -> dict[str, float]:
 
 
 def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Measures of a variant on each validation series, at each temperature."""
+    """Measures of a variant on each validation series, for each way of drawing."""
     own = dict(config)
     tried = own.pop("tried", nullcontext)
     if not own.pop("stamps", True):
@@ -92,18 +96,18 @@ def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any
         seen = pool
     paths = {}
     with tried():
-        fitted = Fitted(Candidate("Kronos", "own", own), seen, seed)
-        for temperature in TEMPERATURES:
-            fitted.model.set_sampling(temperature=temperature)
-            paths[temperature] = fitted.paths(seen.val, STRIDE)
+        fitted = Fitted(Candidate("Kronos", own.pop("view", "mirrored"), own), seen, seed)
+        for name, sampling in SAMPLINGS.items():
+            fitted.model.set_sampling(**sampling)
+            paths[name] = fitted.paths(seen.val, STRIDE)
     reference, rows = walks(pool), []
-    for temperature, found in paths.items():
+    for drawn, found in paths.items():
         for symbol, one in score_all(found, pool, "val", STRIDE).items():
             rows.append(
                 {
                     "series": symbol,
                     "seed": seed,
-                    "temperature": temperature,
+                    "drawn": drawn,
                     "CRPS ratio": one.crps.mean() / reference[symbol],
                     "MAE ratio": one.absolute.mean() / np.abs(one.naive).mean(),
                     "coverage 50": one.inside["50%"].mean(),
@@ -135,11 +139,11 @@ def main() -> None:
                         measure(load(name), VARIANTS[variant], seed), name, variant, seed
                     )
                 rows += [{"variant": variant, **row} for row in found]
-                last = [row for row in found if row["temperature"] == 1.0]
+                last = [row for row in found if row["drawn"] == "antithetic"]
                 ratio = np.mean([row["CRPS ratio"] for row in last])
                 print(f"  seed {seed}, {name}, {variant}: CRPS ratio {ratio:.4f}", flush=True)
     frame = pd.DataFrame(rows)
-    keys = ["variant", "temperature"]
+    keys = ["variant", "drawn"]
     measures = ["CRPS ratio", "MAE ratio", "coverage 50", "coverage 90", "fit s"]
     by_seed = frame.groupby([*keys, "seed"], sort=False)[measures].mean()
     table = by_seed.groupby(keys, sort=False).mean()

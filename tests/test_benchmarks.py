@@ -8,7 +8,7 @@ import torch
 from darts import TimeSeries
 from darts.metrics import mcrps, mic
 from evaluation import baselines, data, measures, tried
-from factories import candle_frame, candles, tiny_model
+from factories import candle_frame
 
 RNG = np.random.default_rng(0)
 
@@ -139,15 +139,3 @@ class TestTriedChanges:
             within = losses()
         assert within[0] != before[0] and within[1] != before[1]
         assert losses() == before
-
-    def test_turned_paths_mirror_those_that_were_drawn(self):
-        series = candles(60)
-        model = tiny_model().fit(series[:50])
-        drawn = model.predict(3, series[:50], num_samples=4, random_state=1)["close"].all_values()
-        with tried.half_of_the_paths_turned():
-            turned = model.predict(3, series[:50], num_samples=4, random_state=1)["close"]
-        last = series["close"].values()[49, 0]
-        turned = np.log(turned.all_values()[:, 0] / last)
-        drawn = np.log(drawn[:, 0] / last)
-        np.testing.assert_allclose(turned[:, ::2], drawn[:, ::2], atol=1e-9)
-        np.testing.assert_allclose(turned[:, 1::2], -drawn[:, 1::2], atol=1e-9)

@@ -43,7 +43,7 @@ class Candidate:
     model
         Name of the model.
     view
-        How it sees bars: "prices" or "returns"; Kronos has its own.
+        How it sees bars: "prices" or "returns"; Kronos "mirrored" or "as seen" in training.
     config
         Values of the model's parameters.
     """
@@ -60,7 +60,11 @@ class Candidate:
 
 
 CONFIGS: dict[str, list[dict[str, Any]]] = {
-    "Kronos": [{"pretrained": True}, {}, {"pretrained": True, "s1_bits": 6, "s2_bits": 6}],
+    "Kronos": [
+        {"pretrained": True, "calibrated": True},
+        {"calibrated": True},
+        {"pretrained": True, "calibrated": True, "s1_bits": 6, "s2_bits": 6},
+    ],
     "LSTM": [
         {"hidden_dim": 32, "dropout": 0.1, "lr": 1e-3},
         {"hidden_dim": 64, "dropout": 0.3, "lr": 1e-3},
@@ -81,9 +85,14 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
 """As many for each model: the tuning budget."""
 
 
+HOW_TO_FIT = ("pretrained", "calibrated", "load_best")
+"""Values in a configuration of Kronos that are no parameters of the model: whether it starts from
+simulated candles, ends with the choice of its sampling, keeps its best epoch."""
+
+
 def candidates(model: str, budget: int) -> list[Candidate]:
     """The first `budget` configurations of a model, in each view."""
-    views = ["own"] if model == "Kronos" else ["returns", "prices"]
+    views = ["mirrored", "as seen"] if model == "Kronos" else ["returns", "prices"]
     return [Candidate(model, view, c) for c in CONFIGS[model][:budget] for view in views]
 
 
@@ -134,7 +143,7 @@ class Fitted:
 
     def _seen(self, series: Sequence[TimeSeries]) -> list[TimeSeries]:
         """The series as the model sees them."""
-        if self.candidate.view == "own":
+        if self.candidate.model == "Kronos":
             return list(series)
         if self.scaler is not None:
             return list(self.scaler.transform([self._priced(s) for s in series]))
@@ -178,7 +187,7 @@ class Fitted:
         return {"future_covariates": _stamps(series)[0]}
 
     def _in_prices(self, forecasts: list[TimeSeries], i: int, raw: TimeSeries) -> np.ndarray:
-        if self.candidate.view == "own":
+        if self.candidate.model == "Kronos":
             return np.stack([one[PRICES].all_values() for one in forecasts])
         if self.scaler is not None:
             back = [self.scaler.inverse_transform(one, idx_params=i) for one in forecasts]
@@ -271,7 +280,7 @@ def _light_gbm(
 def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
     """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     store = Store(RESULTS / "pretrained")
-    own = {name: value for name, value in config.items() if name != "pretrained"}
+    own = {name: value for name, value in config.items() if name not in HOW_TO_FIT}
     key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
     path = store.path(*key, suffix=".pt")
     if store.get(*key) is None:
@@ -305,16 +314,21 @@ def _kronos(
     seed: int,
     most_epochs: int,
 ) -> KronosModel:
-    own = dict(candidate.config)
-    load_best = own.pop("load_best", False)
-    if own.get("pretrained"):
-        model = KronosModel.load(_pretrained(own, seed)[0])
+    own = {name: value for name, value in candidate.config.items() if name not in HOW_TO_FIT}
+    load_best = candidate.config.get("load_best", False)
+    if candidate.config.get("pretrained"):
+        model = KronosModel.load(_pretrained(candidate.config, seed)[0])
     elif load_best:
         work_dir = tempfile.mkdtemp()
         model = _new_kronos({**own, "save_checkpoints": True, "work_dir": work_dir}, seed)
     else:
         model = _new_kronos(own, seed)
-    return model.fit(train, val_series=val, load_best=load_best)
+    if candidate.view == "as seen":
+        model.set_augmentation(mirror=0.0)
+    model.fit(train, val_series=val, load_best=load_best)
+    if candidate.config.get("calibrated"):
+        model.calibrate(val, antithetics=(False, True), stride=HORIZON // 2, verbose=False)
+    return model
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

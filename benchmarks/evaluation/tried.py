@@ -12,7 +12,6 @@ from torch import Tensor
 
 from darts_kronos import module
 from darts_kronos.nn.predictor import KronosPredictor
-from darts_kronos.representation import Representation
 from evaluation.data import CONTEXT
 
 CONTEXT_WEIGHT = 0.3
@@ -63,18 +62,4 @@ def told_the_next_stamp() -> Iterator[None]:
         patch.object(KronosPredictor, "loss", loss),
         patch.object(module, "generate", generate),
     ):
-        yield
-
-
-@contextmanager
-def half_of_the_paths_turned() -> Iterator[None]:
-    """Every other path is turned upside down, so that no direction is forecast."""
-    own = Representation.decode
-
-    def decode(self: Representation, normalised: Tensor, statistics: Any) -> Tensor:
-        turned = normalised.clone()
-        turned[1::2] = self.mirrored(normalised[1::2])
-        return own(self, turned, statistics)
-
-    with patch.object(Representation, "decode", decode):
         yield
