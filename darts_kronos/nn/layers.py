@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from darts_kronos.nn.attention import causal_attention
 from darts_kronos.nn.kernels import Linear, RMSNorm
 
 ROTARY_BASE = 10000.0
@@ -273,7 +274,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = heads.unbind(0)
         q, k = rotate(q, rotary), rotate(k, rotary)
         dropout = self.attn_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = causal_attention(q, k, v, dropout)
         return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:

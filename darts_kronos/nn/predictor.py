@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darts_kronos.nn.attention import causal_attention
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
 from darts_kronos.nn.kernels import Linear, RMSNorm
 from darts_kronos.nn.layers import (
@@ -127,7 +128,7 @@ class S2Conditioning(nn.Module):
         """Conditioned states (B, T, D) of whole windows; `chosen` embeds each next bar's s1."""
         keys, values = self.keys_values(hidden)
         queries = self._heads(self.query(chosen))
-        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        y = causal_attention(queries, keys, values)
         return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
 
     def last(self, hidden: Tensor, queries: Tensor, cache: LayerCache) -> Tensor:

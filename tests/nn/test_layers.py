@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.layers import rotary_table
 from darts_kronos.nn.predictor import KronosPredictor
@@ -127,3 +129,57 @@ def test_initial_weights_are_as_published():
         assert part.std().item() == pytest.approx((2 / (128 + 256)) ** 0.5, rel=0.05)
     assert predictor.tokens.s1.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
     assert attention.qkv.bias.abs().max() == 0
+
+
+class TestCausalAttention:
+    """In training it is made of blocks; torch's own is what it must equal."""
+
+    def both(self, shape, dropout=0.0):
+        torch.manual_seed(0)
+        given = [torch.randn(*shape).transpose(-3, -2).requires_grad_() for _ in range(3)]
+        gradient = torch.randn_like(given[0])
+        found = []
+        for attend in (causal_attention, F.scaled_dot_product_attention):
+            how = {"dropout": dropout} if attend is causal_attention else {"is_causal": True}
+            out = attend(*given, **how)
+            found.append([out, *torch.autograd.grad(out, given, gradient)])
+        return found
+
+    @pytest.mark.parametrize(
+        "shape",
+        # Less than a block; whole blocks; more bars and heads than those; no axis before heads.
+        [(2, 5, 3, 8), (4, 2 * BLOCK, 4, 8), (3, BLOCK + 7, HEADS - 3, 4), (20, 2, 4)],
+    )
+    def test_outputs_and_gradients_are_those_of_torch(self, shape):
+        for ours, torchs in zip(*self.both(shape), strict=True):
+            torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
+
+    def test_gradients_of_dropped_weights_are_those_of_its_outputs(self):
+        given = [torch.randn(3, 9, 4, requires_grad=True) for _ in range(3)]
+        gradient = torch.randn(3, 9, 4)
+
+        def out(*tensors):
+            # The same weights are dropped each time.
+            torch.manual_seed(1)
+            return causal_attention(*tensors, dropout=0.4)
+
+        found = torch.autograd.grad(out(*given), given, gradient)
+        step = 1e-2
+        for place, of_it in enumerate(found):
+            moved = torch.randn_like(of_it)
+            ends = []
+            for sign in (1, -1):
+                other = [one.detach().clone().requires_grad_() for one in given]
+                with torch.no_grad():
+                    other[place] += sign * step * moved
+                ends.append((out(*other).detach() * gradient).sum())
+            expected = (ends[0] - ends[1]) / (2 * step)
+            torch.testing.assert_close((of_it * moved).sum(), expected, rtol=2e-2, atol=2e-2)
+
+    def test_the_mean_of_dropped_outputs_is_the_output(self):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, 6, 4).expand(4000, -1, -1).requires_grad_() for _ in range(3))
+        dropped = causal_attention(q, k, v, dropout=0.3)
+        whole = causal_attention(q, k, v)
+        assert not torch.equal(dropped, whole)
+        torch.testing.assert_close(dropped.mean(dim=0), whole[0], rtol=0, atol=0.06)
