@@ -99,7 +99,7 @@ def main() -> None:
     print(losses.to_string(index=False, float_format="{:.3f}".format), "\n")
 
     started = time.perf_counter()
-    tried = model.calibrate(val, stride=HORIZON // 2)
+    tried = model.calibrate(val, stride=HORIZON // 2, antithetics=(False, True))
     tried = tried[tried["before"] | tried["chosen"]]
     print(f"calibration of the sampling, on validation: {time.perf_counter() - started:.0f} s\n")
     print(tried.to_string(index=False, float_format="{:.4f}".format), "\n")
