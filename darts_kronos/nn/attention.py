@@ -2,7 +2,8 @@
 
 On CPUs torch's fused attention reaches a fraction of what its matrix products reach. Here those
 products are made, of blocks of queries and a few heads at a time, so that their weights stay in
-the caches; nothing above the diagonal is computed but within a block.
+the caches; nothing above the diagonal is computed but within a block. The weights are kept for the
+gradients, which torch's fused attention computes again; so where they are many, it takes over.
 
 Shapes by letter: N heads of all windows, T bars, K width of a head.
 """
@@ -23,6 +24,9 @@ BLOCK = 64
 HEADS = 16
 """Heads in a block."""
 
+MOST_KEPT = 2**28
+"""Bytes of weights that are kept for gradients; with dropout torch keeps more than that itself."""
+
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
     """Attention of each bar over itself and the bars before it, with gradients.
@@ -39,15 +43,16 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
     Tensor
         Shape (..., T, K).
     """
-    if _in_blocks(queries, keys, values):
+    kept = queries.shape[:-1].numel() * queries.shape[-2] / 2 * queries.itemsize
+    if (dropout > 0 or kept <= MOST_KEPT) and _in_training(queries, keys, values):
         flat = (one.flatten(0, -3).contiguous() for one in (queries, keys, values))
         out: Tensor = _Blocks.apply(*flat, dropout)
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
 
-def _in_blocks(*tensors: Tensor) -> bool:
-    """Whether these are float32 on a CPU, in training."""
+def _in_training(*tensors: Tensor) -> bool:
+    """Whether there are gradients, of float32 on a CPU."""
     return (
         torch.is_grad_enabled()
         and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from darts_kronos.nn import attention
 from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.layers import rotary_table
@@ -153,6 +154,20 @@ class TestCausalAttention:
     def test_outputs_and_gradients_are_those_of_torch(self, shape):
         for ours, torchs in zip(*self.both(shape), strict=True):
             torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
+
+    def test_many_weights_are_left_to_torch_but_with_dropout(self, monkeypatch):
+        made = []
+        monkeypatch.setattr(
+            attention._Blocks, "apply", lambda q, k, v, dropout: made.append(dropout) or q
+        )
+        q = torch.randn(2, 3, 50, 4, requires_grad=True)
+        causal_attention(q, q, q)
+        monkeypatch.setattr(attention, "MOST_KEPT", 2 * 3 * 50 * 50 / 2 * 4 - 1)
+        causal_attention(q, q, q)
+        causal_attention(q, q, q, dropout=0.1)
+        with torch.no_grad():
+            causal_attention(q, q, q)
+        assert made == [0.0, 0.1]
 
     def test_gradients_of_dropped_weights_are_those_of_its_outputs(self):
         given = [torch.randn(3, 9, 4, requires_grad=True) for _ in range(3)]
