@@ -1,5 +1,6 @@
 """The measures that the accuracy benchmark rests on, held against libraries and known cases."""
 
+import levers
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,3 +140,21 @@ class TestTriedChanges:
             within = losses()
         assert within[0] != before[0] and within[1] != before[1]
         assert losses() == before
+
+
+def test_levers_are_compared_with_the_default_of_the_same_seed():
+    found = {("default", 0): 1.0, ("default", 1): 0.9, ("other", 0): 0.98, ("other", 1): 0.89}
+    rows = [
+        {
+            **{"variant": variant, "seed": seed, "drawn": "as drawn", "series": series},
+            **{"CRPS ratio": crps + shift, "MAE ratio": 1.0, "fit s": 2.0},
+            **{"coverage 50": 0.5, "coverage 90": 0.9},
+        }
+        for (variant, seed), crps in found.items()
+        for series, shift in (("a", 0.01), ("b", -0.01))
+    ]
+    table = levers.table_of(pd.DataFrame(rows)).set_index("variant")
+    assert list(table["seeds"]) == [2, 2]
+    assert table.loc["other", "CRPS ratio"] == pytest.approx(0.935)
+    assert table.loc["other", "over default"] == pytest.approx(-0.015)
+    assert table.loc["other", "standard error"] == pytest.approx(0.005)
