@@ -2,8 +2,10 @@
 
 On CPUs torch's fused attention reaches a fraction of what its matrix products reach. Here those
 products are made, of blocks of queries and a few heads at a time, so that their weights stay in
-the caches; nothing above the diagonal is computed but within a block. The weights are kept for the
-gradients, which torch's fused attention computes again; so where they are many, it takes over.
+the caches; nothing above the diagonal is computed but within a block. Torch's fused attention takes
+over where it is the better: where weights, which are kept for the gradients, would be many, and
+with several threads, which would have to wait for each other after each product, at length where
+another process has one of their cores. It has no fused form with dropout.
 
 Shapes by letter: N heads of all windows, T bars, K width of a head.
 """
@@ -22,7 +24,7 @@ BLOCK = 64
 """Queries in a block."""
 
 HEADS = 16
-"""Heads in a block."""
+"""Heads in a block, for each thread."""
 
 MOST_KEPT = 2**28
 """Bytes of weights that are kept for gradients; with dropout torch keeps more than that itself."""
@@ -44,9 +46,10 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
         Shape (..., T, K).
     """
     kept = queries.shape[:-1].numel() * queries.shape[-2] / 2 * queries.itemsize
-    if (dropout > 0 or kept <= MOST_KEPT) and _in_training(queries, keys, values):
+    fused = dropout == 0 and (kept > MOST_KEPT or torch.get_num_threads() > 1)
+    if not fused and _in_training(queries, keys, values):
         flat = (one.flatten(0, -3).contiguous() for one in (queries, keys, values))
-        out: Tensor = _Blocks.apply(*flat, dropout)
+        out: Tensor = _Blocks.apply(*flat, dropout, HEADS * torch.get_num_threads())
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
@@ -61,25 +64,28 @@ def _in_training(*tensors: Tensor) -> bool:
     )
 
 
-def _blocks(N: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Heads, queries, and the keys that these may see, of each block."""
-    for head in range(0, N, HEADS):
+def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Heads, `size` at a time, queries, and the keys that these may see, of each block."""
+    for head in range(0, N, size):
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
-            yield slice(head, head + HEADS), slice(start, end), slice(end)
+            yield slice(head, head + size), slice(start, end), slice(end)
 
 
 class _Blocks(torch.autograd.Function):
     """Attention of queries, keys and values (N, T, K)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, heads_at_once: int
+    ) -> Tensor:
         N, T, K = q.shape
+        ctx.blocks = list(_blocks(N, T, heads_at_once))
         q = q * K**-0.5
         out = torch.empty_like(q)
         ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
         kept = []
-        for heads, rows, seen in _blocks(N, T):
+        for heads, rows, seen in ctx.blocks:
             scores = torch.bmm(q[heads, rows], k[heads, seen].mT)
             size = scores.shape[1]
             scores[:, :, rows] += ahead[:size, :size]
@@ -97,13 +103,12 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, *kept = ctx.saved_tensors
-        N, T, K = q.shape
         to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         along = (gradient * out).sum(dim=-1, keepdim=True)
         parts = iter(kept)
-        for heads, rows, seen in _blocks(N, T):
+        for heads, rows, seen in ctx.blocks:
             weights = next(parts)
             scale = next(parts) if ctx.dropped else None
             of_rows = gradient[heads, rows].contiguous()
@@ -117,4 +122,4 @@ class _Blocks(torch.autograd.Function):
             to_scores *= weights
             to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
             to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
-        return to_q.mul_(K**-0.5), to_k, to_v, None
+        return to_q.mul_(q.shape[-1] ** -0.5), to_k, to_v, None, None
