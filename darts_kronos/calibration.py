@@ -43,9 +43,9 @@ def calibrate(
 ) -> pd.DataFrame:
     """Choose how paths are drawn by the CRPS of validation windows, without training.
 
-    First the temperature is chosen, then, at the best one, `top_p`, then, if wanted, whether paths
-    come in pairs that forecast no direction (`antithetic`). What was chosen stays with the model,
-    as after :meth:`~darts_kronos.KronosModel.set_sampling`.
+    First the temperature is chosen, together with whether paths come in pairs that forecast no
+    direction (`antithetic`), if that is wanted; then, at the best of these, `top_p`. What was
+    chosen stays with the model, as after :meth:`~darts_kronos.KronosModel.set_sampling`.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def calibrate(
     Returns
     -------
     pandas.DataFrame
-        A row for each setting that was tried: `temperature`, `top_p`, `antithetic`, `CRPS` (in
+        A row for each setting that was tried: `temperature`, `antithetic`, `top_p`, `CRPS` (in
         units of the last value before each window), `coverage 50` and `coverage 90` (shares of
         values inside the central intervals), and whether it is that from `before` or the `chosen`.
 
@@ -86,8 +86,8 @@ def calibrate(
             raise ValueError(f"`{name}` must not be empty.")
     wanted: dict[str, Sequence[Any]] = {
         "temperature": temperatures,
-        "top_p": top_ps,
         "antithetic": antithetics,
+        "top_p": top_ps,
     }
     # All of them are checked before the first one is tried.
     for name, values in wanted.items():
@@ -99,11 +99,14 @@ def calibrate(
     measured = measured_component(series[0], component)
 
     before = {name: model.sampling[name] for name in wanted}
-    others = {
-        name: [value for value in dict.fromkeys(values) if value != before[name]]
-        for name, values in wanted.items()
-    }
-    progress = tqdm(total=1 + sum(map(len, others.values())), disable=not verbose)
+    tried = {name: list(dict.fromkeys([before[name], *values])) for name, values in wanted.items()}
+    # How wide paths should be depends on whether they follow a direction that is not there.
+    together = [
+        before | {"temperature": temperature, "antithetic": antithetic}
+        for antithetic in tried["antithetic"]
+        for temperature in tried["temperature"]
+    ]
+    progress = tqdm(total=len(together) + len(tried["top_p"]) - 1, disable=not verbose)
     rows: list[dict[str, Any]] = []
 
     def measure(setting: dict[str, Any]) -> None:
@@ -114,13 +117,12 @@ def calibrate(
 
     chosen = before
     try:
-        measure(before)
-        best = rows[0]
-        for name, values in others.items():
-            setting = {one: best[one] for one in before}
-            for value in values:
-                measure(setting | {name: value})
-            best = min(rows, key=lambda row: row["CRPS"])
+        for setting in together:
+            measure(setting)
+        best = min(rows, key=lambda row: row["CRPS"])
+        for top_p in tried["top_p"][1:]:
+            measure({name: best[name] for name in before} | {"top_p": top_p})
+        best = min(rows, key=lambda row: row["CRPS"])
         chosen = {name: best[name] for name in before}
     finally:
         progress.close()

@@ -24,23 +24,19 @@ def test_the_setting_with_the_least_crps_is_kept(fitted, series, tmp_path):
         antithetics=[False, True],
         verbose=False,
     )
-    assert list(report["temperature"][:3]) == [1.0, 0.5, 2.0]
-    assert list(report["before"]) == [True, False, False, False, False]
+    # All temperatures, alone and in pairs.
+    assert list(report["temperature"][:6]) == [1.0, 0.5, 2.0, 1.0, 0.5, 2.0]
+    assert list(report["antithetic"][:6]) == [False] * 3 + [True] * 3
+    assert list(report["before"]) == [True] + [False] * 6
     assert report["chosen"].sum() == 1
     chosen = report[report["chosen"]].iloc[0]
     assert chosen["CRPS"] == report["CRPS"].min()
-    # top_p is tried at the best temperature.
-    assert report["top_p"].iloc[3] == 0.9
-    assert report["temperature"].iloc[3] == report.loc[report["CRPS"][:3].idxmin(), "temperature"]
+    # top_p is tried at the best of both.
+    best, last = report.loc[report["CRPS"][:6].idxmin()], report.iloc[6]
+    assert last["top_p"] == 0.9
+    assert (last["temperature"], last["antithetic"]) == (best["temperature"], best["antithetic"])
     assert fitted.sampling["temperature"] == chosen["temperature"]
     assert fitted.sampling["top_p"] == chosen["top_p"]
-    # Whether paths come in pairs is tried at the best of both.
-    assert list(report["antithetic"]) == [False, False, False, False, True]
-    best = report.loc[report["CRPS"][:4].idxmin()]
-    assert (report["temperature"].iloc[4], report["top_p"].iloc[4]) == (
-        best["temperature"],
-        best["top_p"],
-    )
     assert fitted.sampling["antithetic"] == chosen["antithetic"]
     fitted.save(str(tmp_path / "model.pt"))
     loaded = KronosModel.load(str(tmp_path / "model.pt"))
