@@ -122,14 +122,14 @@ def table_of(frame: pd.DataFrame) -> pd.DataFrame:
     """Means of each variant and way of drawing, and what it changes of the default's CRPS.
 
     The change is the mean over the seeds that both were run with, each less the default's with the
-    same seed; `standard error` is that of this mean.
+    same seed; `standard error` is that of this mean. Without the default both are missing.
     """
     keys, ratio = ["variant", "drawn"], "CRPS ratio"
     measures = [ratio, "MAE ratio", "coverage 50", "coverage 90", "fit s"]
     by_seed = frame.groupby([*keys, "seed"], sort=False)[measures].mean()
     table = by_seed.groupby(keys, sort=False).mean()
-    default = by_seed[ratio].xs("default").rename("default")
-    change = by_seed[[ratio]].join(default, on=["drawn", "seed"])
+    default = by_seed.loc[by_seed.index.get_level_values("variant") == "default", ratio]
+    change = by_seed[[ratio]].join(default.droplevel("variant").rename("default"))
     changes = (change[ratio] - change["default"]).groupby(keys, sort=False)
     table.insert(0, "seeds", by_seed[ratio].groupby(keys, sort=False).size())
     table.insert(2, "over default", changes.mean())

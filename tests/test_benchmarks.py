@@ -158,3 +158,6 @@ def test_levers_are_compared_with_the_default_of_the_same_seed():
     assert table.loc["other", "CRPS ratio"] == pytest.approx(0.935)
     assert table.loc["other", "over default"] == pytest.approx(-0.015)
     assert table.loc["other", "standard error"] == pytest.approx(0.005)
+    alone = levers.table_of(pd.DataFrame([row for row in rows if row["variant"] == "other"]))
+    assert alone["CRPS ratio"].item() == pytest.approx(0.935)
+    assert alone["over default"].isna().all()
