@@ -287,7 +287,6 @@ def check_sampling(params: Mapping[str, Any], components: Sequence[str] | None =
     for name in ("valid_candles", "anchor", "antithetic"):
         if not isinstance(params[name], bool):
             raise ValueError(f"`{name}` must be True or False, got {params[name]!r}.")
-
     if params["antithetic"] and components is not None and "close" not in components:
         raise ValueError(
             f"`antithetic=True` needs candles: paths are turned about the last close, and the "

@@ -13,7 +13,7 @@ def fitted(request):
 
 
 def drawn(model, antithetic, num_samples, **changes):
-    """Log prices over the last close, (n, 4, S), and volumes, (n, 2, S)."""
+    """Prices over the last close, (n, 4, S), and volumes, (n, 2, S)."""
     model.set_sampling(antithetic=antithetic, **changes)
     values = model.predict(num_samples=num_samples, **OPTIONS).all_values()
     last = model.training_series["close"].last_value()

@@ -277,10 +277,15 @@ def _light_gbm(
     return model.fit(train)
 
 
+def _parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration of Kronos are parameters of the model."""
+    return {name: value for name, value in config.items() if name not in HOW_TO_FIT}
+
+
 def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
     """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     store = Store(RESULTS / "pretrained")
-    own = {name: value for name, value in config.items() if name not in HOW_TO_FIT}
+    own = _parameters(config)
     key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
     path = store.path(*key, suffix=".pt")
     if store.get(*key) is None:
@@ -314,7 +319,7 @@ def _kronos(
     seed: int,
     most_epochs: int,
 ) -> KronosModel:
-    own = {name: value for name, value in candidate.config.items() if name not in HOW_TO_FIT}
+    own = _parameters(candidate.config)
     load_best = candidate.config.get("load_best", False)
     if candidate.config.get("pretrained"):
         model = KronosModel.load(_pretrained(candidate.config, seed)[0])

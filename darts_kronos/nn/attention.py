@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from darts_kronos.nn.kernels import plain_on_cpu
+
 BLOCK = 64
 """Queries in a block."""
 
@@ -47,21 +49,11 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
     """
     kept = queries.shape[:-1].numel() * queries.shape[-2] / 2 * queries.itemsize
     fused = dropout == 0 and (kept > MOST_KEPT or torch.get_num_threads() > 1)
-    if not fused and _in_training(queries, keys, values):
+    if not fused and torch.is_grad_enabled() and plain_on_cpu(queries, keys, values):
         flat = (one.flatten(0, -3).contiguous() for one in (queries, keys, values))
         out: Tensor = _Blocks.apply(*flat, dropout, HEADS * torch.get_num_threads())
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
-
-
-def _in_training(*tensors: Tensor) -> bool:
-    """Whether there are gradients, of float32 on a CPU."""
-    return (
-        torch.is_grad_enabled()
-        and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -29,14 +29,18 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
 )
 
 
-def _by_onednn(*tensors: Tensor) -> bool:
-    """Whether oneDNN is there and its product of these is one of float32 on a CPU."""
+def plain_on_cpu(*tensors: Tensor) -> bool:
+    """Whether these are float32 on a CPU, and are to be worked on as they are."""
     return (
-        _HAS_ONEDNN
-        and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
+        all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def _by_onednn(*tensors: Tensor) -> bool:
+    """Whether oneDNN is there and its product of these is one of float32 on a CPU."""
+    return _HAS_ONEDNN and plain_on_cpu(*tensors)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
