@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --quick    # one seed, two pools, under 15 minutes on two cores
     python benchmarks/accuracy.py            # three seeds, all pools; resumable
+    python benchmarks/accuracy.py --tune     # only what tuning finds on the validation parts
 
 Chronological parts with an embargo of one horizon; statistics from the context alone; the same
 context, windows and tuning budget for every learned model; tuning on validation with the first
@@ -66,20 +67,20 @@ def validation_crps(fitted: Fitted, pool: Pool) -> float:
     return float(np.mean([one.crps.mean() for one in scores.values()]))
 
 
-def tune(store: Store, pool: Pool, model: str, budget: int, most_epochs: int) -> Candidate:
-    """The candidate of a model with the least validation CRPS."""
-    losses = {}
+def tune(
+    store: Store, pool: Pool, model: str, budget: int, most_epochs: int
+) -> tuple[Candidate, dict[str, float]]:
+    """The candidate of a model with the least validation CRPS, and that of each by its name."""
     tried = candidates(model, budget)
-    if len(tried) == 1:
-        return tried[0]
+    losses = {}
     for candidate in tried:
         loss = store.get(pool.name, "validation", candidate.name)
         if loss is None:
             fitted = Fitted(candidate, pool, 0, most_epochs)
             loss = store.put(validation_crps(fitted, pool), pool.name, "validation", candidate.name)
         print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
-        losses[candidate.name] = loss, candidate
-    return min(losses.values(), key=lambda pair: pair[0])[1]
+        losses[candidate.name] = loss
+    return min(tried, key=lambda candidate: losses[candidate.name]), losses
 
 
 def run_learned(
@@ -89,7 +90,7 @@ def run_learned(
     done = [store.get(pool.name, model, budget, seed) for seed in range(seeds)]
     if all(one is not None for one in done):
         return done
-    chosen = tune(store, pool, model, budget, most_epochs)
+    chosen, _ = tune(store, pool, model, budget, most_epochs)
     results = []
     for seed in range(seeds):
         result = store.get(pool.name, model, budget, seed)
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=3, help="configurations that are tried")
+    parser.add_argument("--tune", action="store_true", help="only tune: validation parts alone")
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
     seeds, budget = (1, 1) if arguments.quick else (arguments.seeds, arguments.budget)
@@ -127,14 +129,23 @@ def main() -> None:
     warnings.filterwarnings("ignore")
 
     store = Store(out / "parts")
+    most_epochs = 6 if arguments.quick else 20
+    if arguments.tune:
+        found = {
+            name: {
+                model: tune(store, load(name), model, budget, most_epochs)[1]
+                for model in arguments.models
+            }
+            for name in pools
+        }
+        report.write_tuning(found, out)
+        return
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in pools:
         pool = load(name)
         results[name] = {walk: [run_baseline(store, pool, walk)] for walk in BASELINES}
         for model in arguments.models:
-            results[name][model] = run_learned(
-                store, pool, model, budget, seeds, most_epochs=6 if arguments.quick else 20
-            )
+            results[name][model] = run_learned(store, pool, model, budget, seeds, most_epochs)
     report.write(results, out, overlap=-(-HORIZON // STRIDE))
 
 

@@ -4,7 +4,6 @@ import torch
 
 from darts_kronos import generation
 from darts_kronos.generation import Sampling, generate
-from darts_kronos.nn import kernels
 
 
 @pytest.fixture
@@ -56,14 +55,6 @@ def test_a_path_is_the_same_alone_and_among_others(networks, max_context, slidin
     kwargs = {"n": 9, "max_context": max_context, "sampling": first, "sliding": sliding}
     alone, among = run(networks, **kwargs), run(networks, **kwargs, num_samples=3)
     torch.testing.assert_close(alone.expand_as(among), among, rtol=1e-4, atol=1e-5)
-
-
-def test_one_row_is_multiplied_alike_whether_caches_hold_the_weights_or_not(networks, monkeypatch):
-    greedy = Sampling(top_k=1)
-    small = run(networks, windows=1, n=60, max_context=80, sampling=greedy)
-    monkeypatch.setattr(kernels, "CACHED_BYTES", 0)
-    large = run(networks, windows=1, n=60, max_context=80, sampling=greedy)
-    torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-5)
 
 
 def test_chunked_samples_have_the_same_distribution(networks):

@@ -171,11 +171,12 @@ class TestLinear:
         )
         assert layer(torch.zeros(0, 6)).shape == (0, 5)
 
+    @pytest.mark.parametrize("rows", [1, 3])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_packed_weights_give_the_same(self, dtype):
+    def test_packed_weights_give_the_same(self, dtype, rows):
         torch.manual_seed(0)
         network = torch.nn.Sequential(kernels.Linear(24, 40), kernels.Linear(40, 10, bias=False))
-        x = torch.randn(3, 24)
+        x = torch.randn(rows, 24)
         with torch.no_grad():
             expected = network(x)
             with kernels.packed(network, dtype):

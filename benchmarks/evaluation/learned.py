@@ -63,7 +63,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "Kronos": [
         {"pretrained": True, "calibrated": True},
         {"calibrated": True},
-        {"pretrained": True, "calibrated": True, "s1_bits": 6, "s2_bits": 6},
+        {"calibrated": True, "s1_bits": 8, "s2_bits": 8},
     ],
     "LSTM": [
         {"hidden_dim": 32, "dropout": 0.1, "lr": 1e-3},

@@ -29,6 +29,29 @@ RIVALS = ("LSTM", "TFT")
 """The models that Kronos is compared with by name."""
 
 
+def write_tuning(found: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
+    """Write tuning.md and tuning.json to `out`, and print the table.
+
+    Parameters
+    ----------
+    found
+        Pool -> model -> configuration -> its CRPS on the validation part.
+    out
+        Folder to write to.
+    """
+    rows = [
+        {"pool": pool, "model": model, "configuration": name, "CRPS": crps}
+        | {"chosen": "chosen" if crps == min(losses.values()) else ""}
+        for pool, models in found.items()
+        for model, losses in models.items()
+        for name, crps in losses.items()
+    ]
+    text = pd.DataFrame(rows).to_markdown(floatfmt=".5f", index=False)
+    (out / "tuning.md").write_text(text + "\n")
+    (out / "tuning.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(text)
+
+
 def write(results: Results, out: Path, overlap: int) -> None:
     """Write report.md, report.json and three pictures to `out`, and print the tables.
 

@@ -21,9 +21,6 @@ from torch.autograd.function import once_differentiable
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers work, and gain nearly as much."""
 
-CACHED_BYTES = 2**24
-"""Weights of a network up to which caches hold them, and torch's own product of one row is fast."""
-
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
@@ -83,27 +80,29 @@ class PackedWeights:
         The layer.
     dtype
         Data type of the product; the result has that of the input.
-    cached
-        Whether the processor's caches hold the weights from one product to the next.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype, cached: bool):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
         self.dtype = dtype
         self.weight = layer.weight.detach().to(dtype)
-        self.of_row = self.weight if cached else None
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.reordered = (
             _HAS_ONEDNN
             and self.weight.device.type == "cpu"
             and (dtype == torch.float32 or _onednn_has(dtype))
         )
+        self.plain = self.weight
+        self.of_row: Tensor | None = None
         if self.reordered:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
-        if self.of_row is not None and x.numel() == x.shape[-1]:
-            return F.linear(x.to(self.dtype), self.of_row, self.bias).to(x.dtype)
+        if self.reordered and self.dtype == torch.float32 and x.numel() == x.shape[-1]:
+            # One row is read fastest by torch's own product of weights that lie input by input.
+            if self.of_row is None:
+                self.of_row = self.plain.t().contiguous().t()
+            return F.linear(x.float(), self.of_row, self.bias).to(x.dtype)
         product = _onednn if self.reordered else F.linear
         return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
 
@@ -193,10 +192,9 @@ def packed(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Within it there are no gradients, and weights must not change.
     """
     layers = [module for module in network.modules() if isinstance(module, Linear)]
-    cached = sum(layer.weight.numel() for layer in layers) * dtype.itemsize <= CACHED_BYTES
     try:
         for layer in layers:
-            layer.packed = PackedWeights(layer, dtype, cached)
+            layer.packed = PackedWeights(layer, dtype)
         yield
     finally:
         for layer in layers:
