@@ -113,7 +113,8 @@ def plot_forecast(
         _draw_candles(prices, start + at, came, width=ACTUAL_BODY, label="what came")
     prices.axvline(start - 0.5, color="0.4", linewidth=0.8, linestyle=":")
     prices.set_ylabel("price")
-    prices.legend(loc="upper left", frameon=False)
+    named = prices.get_legend_handles_labels()
+    figure.legend(*named, loc="outside upper center", ncols=len(named[0]), frameon=False)
     prices.margins(x=0.01)
     if title:
         prices.set_title(title)
@@ -287,6 +288,8 @@ def _draw_candles(
 ) -> None:
     for rising, color in zip((True, False), colors, strict=True):
         chosen = ((bars["close"] >= bars["open"]) == rising).to_numpy()
+        if not chosen.any():
+            continue
         these, at = bars[chosen], x[chosen]
         axes.vlines(at, these["low"], these["high"], color=color, linewidth=0.8, alpha=alpha)
         bottom = these[["open", "close"]].min(axis=1)
@@ -295,7 +298,7 @@ def _draw_candles(
         least = 1e-4 * bars["close"].mean()
         height = height.clip(lower=least)
         axes.bar(at, height, bottom=bottom, width=width, color=color, alpha=alpha, label=label)
-        label = None if len(these) else label
+        label = None
 
 
 def _draw_volumes(axes: Axes, x: np.ndarray, bars: pd.DataFrame, width: float = BODY) -> None:

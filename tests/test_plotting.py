@@ -29,6 +29,7 @@ def test_the_figure_shows_history_fan_and_what_came(drawn, tmp_path):
     # Median candles stand in the forecast, and the actual ones over them.
     labels = prices.get_legend_handles_labels()[1]
     assert {"50% of paths", "90% of paths", "median candles", "what came"} <= set(labels)
+    assert len(labels) == len(set(labels))
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
