@@ -73,6 +73,12 @@ def calibrate(
         units of the last value before each window), `coverage 50` and `coverage 90` (shares of
         values inside the central intervals), and whether it is that from `before` or the `chosen`.
 
+    Notes
+    -----
+    Intervals lie between linear quantiles of the paths, as in Darts' metrics. Few paths make them a
+    little narrow: 100 that are drawn from the very distribution of what comes hold 49% and 88% of
+    it in the mean, 1,000 hold 49.9% and 89.8%.
+
     Raises
     ------
     ValueError

@@ -90,10 +90,9 @@ HOW_TO_FIT = ("pretrained", "calibrated", "load_best")
 simulated candles, ends with the choice of its sampling, keeps its best epoch."""
 
 
-def candidates(model: str, budget: int) -> list[Candidate]:
-    """The first `budget` configurations of a model, in each view."""
-    views = ["mirrored", "as seen"] if model == "Kronos" else ["returns", "prices"]
-    return [Candidate(model, view, c) for c in CONFIGS[model][:budget] for view in views]
+def views(model: str) -> list[str]:
+    """How a model may see bars."""
+    return ["mirrored", "as seen"] if model == "Kronos" else ["returns", "prices"]
 
 
 class Fitted:
