@@ -72,12 +72,15 @@ class TokenizerStage(pl.LightningModule):
         self._whole = (module,)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the weights of the predictor, which this stage does not train."""
-        checkpoint["module"] = self._whole[0].state_dict()
+        """Add the module's other weights, which this stage does not train."""
+        whole = self._whole[0].state_dict()
+        others = {name: one for name, one in whole.items() if not name.startswith("tokenizer.")}
+        checkpoint["others"] = others
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read them back, and where the schedule was."""
-        self._whole[0].load_state_dict(checkpoint["module"])
+        whole = self._whole[0]
+        whole.load_state_dict({**whole.state_dict(), **checkpoint["others"]})
         self.one_cycle.resume(checkpoint)
 
     def _step(self, batch: TorchTrainingBatch, role: str, augmentation: Augmentation) -> Tensor:

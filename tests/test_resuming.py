@@ -164,6 +164,14 @@ def test_each_stage_keeps_its_checkpoints_in_a_folder_of_its_own(whole):
     assert names[0].startswith("best-") and names[1] == "last-epoch=3.ckpt"
 
 
+def test_the_first_stages_checkpoint_holds_each_weight_once(whole):
+    path = Path(whole.work_dir) / "run" / "checkpoints_tokenizer" / "last-epoch=3.ckpt"
+    kept = torch.load(path, weights_only=False)
+    trained = {name for name in kept["state_dict"] if name.startswith("tokenizer.")}
+    assert trained and not trained & set(kept["others"])
+    assert trained | set(kept["others"]) == set(whole.model.state_dict())
+
+
 def test_without_save_checkpoints_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(training(tmp_path, save_checkpoints=False))
