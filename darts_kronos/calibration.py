@@ -12,7 +12,7 @@ from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
 from tqdm.auto import tqdm
 
-from darts_kronos.parameters import check_sampling
+from darts_kronos.parameters import check_sampling, require_int
 from darts_kronos.window_scores import (
     INTERVALS,
     check_lengths,
@@ -102,7 +102,10 @@ def calibrate(
     series: Sequence[TimeSeries] = series2seq(val_series)
     least = model.input_chunk_length + model.output_chunk_length
     check_lengths(series, least, "Validation")
-    measured = measured_component(series[0], component)
+    for one in series:
+        measured_component(one, component)
+    require_int("num_samples", num_samples, 2)
+    require_int("stride", stride, 1, or_none=True)
 
     before = {name: model.sampling[name] for name in wanted}
     tried = {name: list(dict.fromkeys([before[name], *values])) for name, values in wanted.items()}
@@ -118,7 +121,7 @@ def calibrate(
     def measure(setting: dict[str, Any]) -> None:
         model.set_sampling(**setting)
         progress.set_description(", ".join(f"{name} {value}" for name, value in setting.items()))
-        rows.append(setting | _scores(model, series, measured, num_samples, stride))
+        rows.append(setting | _scores(model, series, component, num_samples, stride))
         progress.update()
 
     chosen = before
@@ -144,14 +147,15 @@ def calibrate(
 def _scores(
     model: KronosModel,
     series: Sequence[TimeSeries],
-    component: int,
+    component: str | None,
     num_samples: int,
     stride: int | None,
 ) -> dict[str, float]:
     """CRPS in units of each window's last value, and coverage, means over all windows."""
     crps, coverage = [], []
     for one in series:
-        found = window_forecasts(model, one, component, num_samples=num_samples, stride=stride)
+        place = measured_component(one, component)
+        found = window_forecasts(model, one, place, num_samples=num_samples, stride=stride)
         crps.append(crps_of_windows(*found))
         coverage.append(coverage_of_windows(*found))
     inside = np.concatenate(coverage).mean(axis=0)

@@ -111,7 +111,8 @@ class KronosModel(AdjustableTorchModel):
         Epochs of the tokenizer stage. `n_epochs`, of Darts, are those of the predictor stage.
         With weights to start from, 0 leaves a network as it is.
         If not given, a stage takes as many as make enough steps: 4 epochs and 500 steps of the
-        tokenizer, 2 and 300 of the predictor, at most 50 epochs of a small set.
+        tokenizer, 2 and 300 of the predictor (from weights 2 and 150), at most 50 epochs of a
+        small set.
     tokenizer_batch_size
         Windows in a batch of the tokenizer stage: it gains from many small steps.
     tokenizer_optimizer_kwargs
@@ -369,14 +370,14 @@ class KronosModel(AdjustableTorchModel):
         ValueError
             If a dataset is of another kind, or holds covariates.
         """
-        windows = self._own_train_dataset(train_dataset)
+        windows = self._own_train_dataset(train_dataset, tells=True)
         if epochs <= 0:
             trained = self._goes_on_trained
             epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
         with self._keeping_its_folder():
             return super().fit_from_dataset(
                 windows,
-                None if val_dataset is None else self._own_train_dataset(val_dataset),
+                None if val_dataset is None else self._own_train_dataset(val_dataset, tells=False),
                 trainer=trainer,
                 verbose=verbose,
                 epochs=epochs,
@@ -384,13 +385,17 @@ class KronosModel(AdjustableTorchModel):
                 load_best=load_best,
             )
 
-    def _own_train_dataset(self, dataset: TorchTrainingDataset) -> KronosTrainingDataset:
+    def _own_train_dataset(
+        self, dataset: TorchTrainingDataset, tells: bool
+    ) -> KronosTrainingDataset:
+        """The same windows as this model has them; the training set `tells` what bars are."""
         if isinstance(dataset, KronosTrainingDataset):
             return dataset
         checked = sequential_training_dataset(
             dataset, self._context_bounds, self.output_chunk_length
         )
-        self._learn_series(checked.series)
+        if tells:
+            self._learn_series(checked.series)
         return self._build_train_dataset(
             series=checked.series,
             past_covariates=None,

@@ -153,6 +153,10 @@ class KronosModule(PLForecastingModule):
     def on_fit_end(self) -> None:
         """Let go of them, and of what Darts changed for sample weights."""
         super().on_fit_end()
+        self.forget_tokens()
+
+    def forget_tokens(self) -> None:
+        """Let go of the windows' tokens that were kept for further epochs."""
         self._token_cache = None
 
     def windows(self, batch: TorchTrainingBatch, augmentation: Augmentation) -> TrainingWindows:
@@ -326,5 +330,6 @@ def check_point_forecast(point_forecast: str, num_point_samples: int) -> None:
             f"`point_forecast` must be one of {', '.join(map(repr, POINT_FORECASTS))}, "
             f"got {point_forecast!r}."
         )
-    if not isinstance(num_point_samples, int) or num_point_samples < 1:
+    whole = isinstance(num_point_samples, int) and not isinstance(num_point_samples, bool)
+    if not whole or num_point_samples < 1:
         raise ValueError(f"`num_point_samples` must be an integer >= 1, got {num_point_samples!r}.")

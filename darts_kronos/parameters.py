@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from inspect import signature
 from math import ceil
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from darts.utils.likelihood_models.torch import QuantileRegression
 
@@ -111,7 +113,9 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     # A stage can be left out only where weights stand in for what it would have learned.
     fewest = 0 if names_weights(params) else 1
     for name, least in {"max_context": 2, "n_epochs_tokenizer": fewest}.items():
-        if params[name] is not None:
+        require_int(name, params[name], least, or_none=True)
+    for name, least in {"batch_size": 1, "n_epochs": fewest}.items():
+        if name in params:
             require_int(name, params[name], least)
     if params["output_chunk_shift"] != 0:
         raise ValueError(
@@ -133,6 +137,16 @@ def check_parameters(params: Mapping[str, Any]) -> None:
         if given is not None and not isinstance(given, dict):
             raise ValueError(f"`{name}` must be a dict or None, got {given!r}.")
         refuse_half_precision((given or {}).get("precision"))
+    for name, taker in (
+        ("tokenizer_trainer_kwargs", pl.Trainer),
+        ("tokenizer_optimizer_kwargs", torch.optim.AdamW),
+    ):
+        taken = set(signature(taker).parameters) - {"params"}
+        if unknown := sorted(set(params[name] or {}) - taken):
+            raise ValueError(
+                f"`{name}`: {taker.__name__} takes no {', '.join(map(repr, unknown))}; it takes "
+                f"{', '.join(sorted(taken))}."
+            )
     check_sampling({name: params[name] for name in SAMPLING})
     networks(params, n_components=1)
 
@@ -256,7 +270,7 @@ def check_augmentation(params: Mapping[str, Any]) -> None:
         )
     for name, value in params.items():
         most = float("inf") if name.endswith("jitter") else 1
-        if not is_number(value) or not 0 <= value <= most:
+        if not is_number(value) or not 0 <= value <= most or value == float("inf"):
             allowed = "a number >= 0" if most > 1 else "a number in [0, 1]"
             raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 

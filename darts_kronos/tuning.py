@@ -28,6 +28,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
+from darts_kronos.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from darts_kronos.hub import names_weights
 from darts_kronos.model import KronosModel
 from darts_kronos.objectives import (
@@ -232,7 +233,7 @@ def tune(
             "pruning": options["prune"],
             "component, stride, num_samples, metric": list(measured if objective == "crps" else ()),
             "suggest": getattr(suggest, "__qualname__", None),
-            "fixed parameters": _plain(fixed, _MAY_DIFFER),
+            "fixed parameters": _plain(fixed, _MAY_DIFFER) | _weights_in(fixed),
             "fit_kwargs": _plain(fit_kwargs or {}),
             "train": _digest(train),
             "val": _digest(val),
@@ -515,6 +516,20 @@ def _plain(values: Mapping[str, Any], without: Collection[str] = ()) -> dict[str
         for name, value in values.items()
         if name not in without
     }
+
+
+def _weights_in(fixed: Mapping[str, Any]) -> dict[str, str]:
+    """Tells the weights in local folders apart, wherever those lie."""
+    found = {}
+    for name in ("local_dir", "tokenizer_local_dir"):
+        if fixed.get(name) is not None:
+            folder, digest = Path(fixed[name]).expanduser(), blake2b(digest_size=8)
+            files = (path for kind in (CONFIG_FILE, WEIGHTS_FILE) for path in folder.rglob(kind))
+            for path in sorted(files):
+                digest.update(str(path.relative_to(folder)).encode())
+                digest.update(path.read_bytes())
+            found[name] = digest.hexdigest()
+    return found
 
 
 def _digest(series: TimeSeriesLike) -> str:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from glob import glob
 from typing import Any
 
@@ -211,6 +212,9 @@ class TwoStageTorchModel(StampedTorchModel):
                 "can forecast."
             )
             raise
+        finally:
+            # Lightning tells the module of an end that comes as planned only.
+            model.forget_tokens()
         if keep_best:
             best.put_back(self.model)
 
@@ -419,14 +423,18 @@ class TwoStageTorchModel(StampedTorchModel):
 
     @contextmanager
     def _saying_what_is_left_of_stage_one(self) -> Iterator[None]:
-        known = len(self._history)
+        known, module = len(self._history), self.model
+        before = None if module is None else deepcopy(module.tokenizer.state_dict())
         try:
             with interruptible():
                 yield
         except KeyboardInterrupt:
             saved = _newest(self._tokenizer_checkpoints) if self.save_checkpoints else None
             self._tokenizer_ckpt_path = saved
-            self._fit_called = self.model is not None
+            self._fit_called = False
+            if module is not None:
+                # The predictor knows no tokenizer that is trained in part.
+                module.tokenizer_fitted.fill_(False)
             if saved is None:
                 del self._history[known:]
             logger.warning(
@@ -438,6 +446,10 @@ class TwoStageTorchModel(StampedTorchModel):
                     "(`save_checkpoints=True` saves them)."
                 )
             )
+            raise
+        except Exception:
+            if module is not None and before is not None:
+                module.tokenizer.load_state_dict(before)
             raise
 
     @property

@@ -90,10 +90,10 @@ def backtest_universe(
         raise ValueError("`metric` must be one or several of Darts' metrics.")
     names = [one.__name__ for one in metrics]
     options = {
-        "retrain": False,
         "last_points_only": False,
         "show_warnings": False,
         **kwargs,
+        "retrain": False,
         "metric": metrics,
         "verbose": False,
     }
@@ -156,7 +156,12 @@ def _backtest(
         if key not in _loaded:
             _loaded.clear()
             _loaded[key] = _unpack(packed)
-        scores = _loaded[key].backtest(series, **options)
-        return name, [float(one) for one in np.atleast_1d(scores)], None
+        scores = np.atleast_1d(_loaded[key].backtest(series, **options))
+        if scores.shape != (len(options["metric"]),):
+            raise ValueError(
+                f"Each metric must give one number for a series, got {scores.shape} of "
+                f"{len(options['metric'])} metrics."
+            )
+        return name, [float(one) for one in scores], None
     except Exception as error:  # Whatever it is, the others go on.
         return name, None, f"{type(error).__name__}: {error}"

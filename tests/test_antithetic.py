@@ -78,3 +78,15 @@ def test_series_without_a_close_are_refused_before_training():
     with pytest.raises(ValueError, match=r"the components are \['spread'\]"):
         model.set_sampling(antithetic=True)
     assert not model.sampling["antithetic"]
+
+
+def test_without_an_open_high_and_low_are_exchanged_too():
+    model = tiny_model(antithetic=True).fit(candles(120)[["high", "low", "close"]])
+    turned = model.predict(num_samples=8, **OPTIONS).all_values()[..., 4:]
+    model.set_sampling(antithetic=False)
+    alone = model.predict(num_samples=4, **OPTIONS).all_values()
+    last = model.training_series.last_values()
+    for place, other in ((0, 1), (1, 0), (2, 2)):
+        assert np.sign(turned[0, place] - last[2]) == pytest.approx(
+            -np.sign(alone[0, other] - last[2])
+        )

@@ -93,6 +93,8 @@ def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, s
         ({"temperatures": [1.0, 0.0]}, "`temperature` must be a number > 0"),
         ({"top_ps": [1.5]}, "`top_p` must be a number in"),
         ({"component": "bid"}, "no component 'bid'; there are open, high"),
+        ({"stride": 0}, "`stride` must be an integer >= 1 or None"),
+        ({"num_samples": 1}, "`num_samples` must be an integer >= 2"),
         ({"val_series": candles(29)}, "has 29 bars, at least 30 are needed"),
     ],
 )
@@ -101,6 +103,15 @@ def test_bad_parameters_are_refused_and_nothing_is_changed(fitted, series, wrong
     with pytest.raises(ValueError, match=message):
         fitted.calibrate(**({"val_series": series[120:], "verbose": False} | wrong))
     assert fitted.sampling == before
+
+
+def test_components_may_stand_in_another_order_in_each_series(fitted, series):
+    val = series[120:150]
+    turned = val[list(reversed(list(val.components)))]
+    options = {"temperatures": [1.0], "top_ps": [None], "num_samples": 300, "verbose": False}
+    alone = fitted.calibrate(val, **options)["CRPS"].iloc[0]
+    both = fitted.calibrate([val, turned], **options)["CRPS"].iloc[0]
+    assert both == pytest.approx(alone, rel=0.1)
 
 
 def test_an_unfitted_model_is_refused(series):

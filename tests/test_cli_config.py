@@ -12,7 +12,7 @@ from darts_kronos.cli.config_file import ConfigFile, dump
 from darts_kronos.cli.data import read, split
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.keys import sections
-from darts_kronos.cli.plan import make
+from darts_kronos.cli.plan import first_of, make
 from darts_kronos.cli.run_folder import RunFolder
 
 
@@ -318,3 +318,44 @@ def test_torchrun_says_how_many_processes_there_are(folder, monkeypatch):
 def test_a_strategy_that_cannot_log_is_refused(folder):
     done = kronos("fit", write_config(folder, trainer={"strategy": "ddp_spawn", "devices": 2}))
     assert done.code == 2 and "ddp_spawn" in done.err
+
+
+class TestWeightsInTheRunsOwnFolder:
+    def own(self, folder, train_tokenizer):
+        """A run whose tokenizer starts from its own folder."""
+        run = folder / "runs" / "run" / "tokenizer" / "best_model"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        path = write_config(
+            folder,
+            model_paths={"pretrained_tokenizer": str(run)},
+            experiment={"train_tokenizer": train_tokenizer},
+        )
+        return RunFolder(ConfigFile(path).config.model_paths), ConfigFile(path).config, run
+
+    def test_they_stay_where_they_are_not_trained(self, folder):
+        run, config, tokenizer = self.own(folder, train_tokenizer=False)
+        run.predictor.mkdir(parents=True)
+        run.clear(config, [str(tokenizer)])
+        assert (tokenizer / "config.json").exists() and not run.predictor.exists()
+
+    def test_they_are_not_written_over(self, folder):
+        run, config, tokenizer = self.own(folder, train_tokenizer=True)
+        with pytest.raises(UsageError, match="would start from the weights here"):
+            run.clear(config, [str(tokenizer)])
+        done = kronos("fit", folder / "kronos.yaml", "--force")
+        assert done.code == 2 and (tokenizer / "config.json").exists()
+
+
+def test_weights_to_start_from_need_fewer_epochs(folder):
+    whole = {"data": {"train_ratio": 0.8, "val_ratio": 0.2, "test_ratio": 0.0}}
+    epochs = {"training": {"basemodel_epochs": None}}
+    new = plan(ConfigFile(write_config(folder, "new.yaml", **whole, **epochs)))
+    paths = {"model_paths": {"pretrained_predictor": "NeoQuasar/Kronos-mini"}}
+    tuned = plan(ConfigFile(write_config(folder, "tuned.yaml", **whole, **epochs, **paths)))
+    assert tuned.model["n_epochs"] < new.model["n_epochs"]
+
+
+@pytest.mark.parametrize(("devices", "one"), [([1, 2], [1]), (4, 1), ("auto", 1)])
+def test_what_is_not_spread_takes_the_first_device(devices, one):
+    assert first_of(devices) == one

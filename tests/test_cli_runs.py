@@ -463,7 +463,8 @@ class TestCutOff:
         epochs = {"tokenizer_epochs": 2, "basemodel_epochs": 6}
         path = write_config(tmp_path, training=epochs)
         self.fit_until(path, tmp_path, "predictor,2,")
-        done = kronos("fit", path)
+        done = kronos("fit", path, "--sampling.temperature", "0.7")
+        assert KronosModel.load(f"{tmp_path}/runs/run/model.pt").sampling["temperature"] == 0.7
         assert done.code == 0 and "going on where this run was cut off" in done.out, done.err
         assert "the tokenizer: " not in done.out and "going on after epoch" in done.out
         history = pd.read_csv(tmp_path / "runs" / "run" / "metrics.csv")

@@ -122,3 +122,14 @@ def test_datasets_take_what_ours_pass_on():
         "collate_fn",
         "dataloader_kwargs",
     ]
+
+
+def test_a_validation_dataset_tells_nothing_of_the_bars():
+    series = candles(120)
+    chunks = {"input_chunk_length": 24, "output_chunk_length": 6}
+    names = ["close", "volume"]
+    train = SequentialTorchTrainingDataset(series=series[:100][names] - 1e3, **chunks)
+    val = SequentialTorchTrainingDataset(series=series[60:][names[::-1]], **chunks)
+    model = tiny_model().fit_from_dataset(train, val)
+    assert model.model.representation.name == "window"
+    assert model.model.representation.given == tuple(names)

@@ -234,3 +234,48 @@ def test_ctrl_c_in_the_tokenizer_stage_leaves_a_resumable_one(
         )
     assert list(model.training_history["stage"]) == ["tokenizer"] * 4 + ["predictor"] * 4
     assert model.predict(3, series=candles(60), num_samples=2).n_timesteps == 3
+
+
+class FailAt(InterruptAt):
+    """An error when an epoch begins."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            raise OSError("the disk is gone")
+
+
+def second_fit(callback):
+    """A fitted model, cut off where its tokenizer is trained again; and its weights before."""
+    model = training("unused", save_checkpoints=False, enable_finetuning=True)
+    fit(model)
+    before = {name: one.clone() for name, one in model.model.state_dict().items()}
+    model.tokenizer_trainer_kwargs = {"callbacks": [callback]}
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        model.fit(candles(90), val_series=candles(60, seed=1), retrain_tokenizer=True)
+    model.tokenizer_trainer_kwargs = {}
+    return model, before
+
+
+def test_ctrl_c_while_the_tokenizer_is_trained_again_leaves_none_to_forecast_with(handler):
+    model, _ = second_fit(InterruptAt(2))
+    with pytest.raises(ValueError, match="fit"):
+        model.predict(3, series=candles(60))
+    known = len(model.training_history)
+    fit(model)
+    assert list(model.training_history["stage"][known:]) == ["tokenizer"] * 4 + ["predictor"] * 4
+    assert model.predict(3, series=candles(60)).n_timesteps == 3
+
+
+def test_an_error_while_the_tokenizer_is_trained_again_leaves_the_model_as_it_was():
+    model, before = second_fit(FailAt(2))
+    for name, one in model.model.state_dict().items():
+        torch.testing.assert_close(one, before[name], rtol=0, atol=0)
+    assert model.predict(3, series=candles(60)).n_timesteps == 3
+
+
+def test_tokens_are_not_kept_beyond_a_stage_that_was_cut_off(handler):
+    options = TINY["pl_trainer_kwargs"] | {"callbacks": [InterruptAt(2)]}
+    model = training("unused", save_checkpoints=False, pl_trainer_kwargs=options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model)
+    assert model.model._token_cache is None

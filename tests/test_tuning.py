@@ -294,6 +294,14 @@ class TestTune:
         with pytest.raises(ValueError, match="another objective"):
             tuning.best_parameters(own)
 
+    def test_weights_are_told_apart_by_what_they_are(self, tmp_path):
+        for name in ("a", "b"):
+            released.write(tmp_path / name)
+        released.write(tmp_path / "c", seed=1)
+        a, b, c = (tuning._weights_in({"local_dir": tmp_path / name}) for name in "abc")
+        assert a == b != c and set(a) == {"local_dir"}
+        assert tuning._weights_in({"local_dir": None}) == {}
+
     @pytest.mark.skipif(sys.platform != "linux", reason="starts its workers by a fork")
     @pytest.mark.parametrize("name", ["shared.db", "shared.log"])
     def test_workers_share_the_trials(self, tmp_path, name):

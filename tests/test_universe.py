@@ -74,6 +74,20 @@ def test_names_come_from_the_metadata_or_the_place(model):
     assert list(table.index) == ["XYZ", "1"]
 
 
+def test_metrics_that_give_several_numbers_fail_in_their_row_alone(model):
+    table = backtest_universe(
+        model,
+        [candles(40), candles(41)],
+        mae,
+        n_jobs=1,
+        verbose=False,
+        metric_kwargs={"component_reduction": None},
+        retrain=True,
+        **OPTIONS,
+    )
+    assert table["error"].str.contains("one number").all() and len(table) == 2
+
+
 def test_bad_input_is_refused(model):
     with pytest.raises(ValueError, match="before it is fitted"):
         backtest_universe(tiny_model(), [candles(40)], mae)

@@ -18,6 +18,7 @@ from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import hear, is_first, part, tell
 from darts_kronos.cli.report import Advice, StageBar, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
+from darts_kronos.cli.sources import sources
 from darts_kronos.cli.weights import give_back, has_predictor, starting
 from darts_kronos.model import KronosModel
 from darts_kronos.plotting import plot_training
@@ -57,7 +58,9 @@ def fit(file: ConfigFile, force: bool = False) -> None:
         decision = run.decide(config, sha256, force) if first else hear()
         if first:
             if decision in ("new", "predictor"):
-                run.clear(only_predictor=decision == "predictor")
+                found = sources(config)
+                read_from = filter(None, (found.tokenizer, found.predictor))
+                run.clear(config, read_from, only_predictor=decision == "predictor")
                 about = {
                     "name": config.experiment.name,
                     "description": config.experiment.description,
@@ -89,7 +92,7 @@ def _train(
     config = file.config
     say(f"{config.data.data_path}: {span(parts.whole)}")
     say(_parts_in_words(parts, plan.model["input_chunk_length"]))
-    model = _resumed(run, plan) if resumes else None
+    model = _resumed(run, plan, config) if resumes else None
     if model is None:
         model = KronosModel(
             **plan.model,
@@ -116,7 +119,7 @@ def _train(
     _keep(model, run, config)
 
 
-def _resumed(run: RunFolder, plan: planning.Plan) -> KronosModel | None:
+def _resumed(run: RunFolder, plan: planning.Plan, config: Config) -> KronosModel | None:
     """The model of a run that was cut off; None if it had not finished an epoch."""
     if not any((run.path / run.training).glob("checkpoints*/*.ckpt")):
         say(f"{run.path}: this run was cut off in its first epoch; it begins anew.")
@@ -134,6 +137,7 @@ def _resumed(run: RunFolder, plan: planning.Plan) -> KronosModel | None:
     kept = {"callbacks", "logger"}
     given = plan.model["pl_trainer_kwargs"]
     model.trainer_params |= {name: value for name, value in given.items() if name not in kept}
+    model.set_sampling(**planning.sampling(config))
     return model
 
 

@@ -38,6 +38,7 @@ def load(file: ConfigFile, show_progress: bool = False) -> KronosModel:
         warn(text)
     trainer = {
         "accelerator": where.trainer["accelerator"],
+        "devices": where.one_device,
         "enable_progress_bar": show_progress,
         "logger": False,
     }

@@ -131,10 +131,14 @@ class Training(Section):
         100, description="Of all that is random: one seed, one result."
     )
     tokenizer_learning_rate: Rate | None = Field(
-        None, description="Peak learning rate of the tokenizer stage; null: that of the size."
+        None,
+        description="Peak learning rate of the tokenizer stage; null: that of the size, 2e-4 "
+        "from weights.",
     )
     predictor_learning_rate: Rate | None = Field(
-        None, description="Peak learning rate of the predictor stage; null: that of the size."
+        None,
+        description="Peak learning rate of the predictor stage; null: that of the size, 4e-5 "
+        "from weights.",
     )
     adam_beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.9, description="AdamW's decay of the mean gradient, in both stages."

@@ -12,6 +12,7 @@ from darts_kronos.cli.data import Parts
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import torchrun
+from darts_kronos.cli.sources import sources
 from darts_kronos.parameters import predictor_epochs, tokenizer_epochs
 
 BATCH_SIZE, TOKENIZER_BATCH_SIZE = 32, 16
@@ -40,6 +41,11 @@ class Hardware:
     processes: int
     on_gpu: bool
 
+    @property
+    def one_device(self) -> int | list[int]:
+        """The first of the trainer's devices, for work that is not spread."""
+        return first_of(self.trainer["devices"])
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,6 +67,11 @@ class Plan:
     fit: dict[str, Any]
     notices: list[str]
     warnings: list[str]
+
+
+def first_of(devices: Any) -> int | list[int]:
+    """A trainer's `devices`, but one."""
+    return devices[:1] if isinstance(devices, list) else 1
 
 
 def hardware(config: Config, warnings: list[str]) -> Hardware:
@@ -177,10 +188,11 @@ def make(config: Config, parts: Parts, show_progress: bool) -> Plan:
     params["n_epochs_tokenizer"] = (
         training.tokenizer_epochs or training.epochs or tokenizer_epochs(whole, windows)
     )
+    trained = sources(config).predictor is not None
     params["n_epochs"] = (
         training.basemodel_epochs
         or training.epochs
-        or predictor_epochs({}, windows, batch * where.processes, trained=False)
+        or predictor_epochs({}, windows, batch * where.processes, trained=trained)
     )
     loader: dict[str, Any] = {"num_workers": training.num_workers, "pin_memory": where.on_gpu}
     if training.num_workers:

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import datetime
 from functools import cached_property
@@ -138,12 +139,15 @@ class RunFolder:
         assert self.known is not None
         return self.known["state"] == "finished" and not self.known["forecasts"]
 
-    def _check_free(self, config: Config) -> None:
-        trained = {
+    def _trained(self, config: Config) -> dict[Path, bool]:
+        """Folders of the two networks' weights, and whether a run of this config writes them."""
+        return {
             self.tokenizer: config.experiment.train_tokenizer,
             self.predictor: config.experiment.train_basemodel,
         }
-        for folder, is_written in trained.items():
+
+    def _check_free(self, config: Config) -> None:
+        for folder, is_written in self._trained(config).items():
             if is_written and folder.is_dir() and any(folder.iterdir()):
                 raise UsageError(
                     f"{folder}: weights of another run are here. Say another "
@@ -173,15 +177,35 @@ class RunFolder:
                 ]
         return differing
 
-    def clear(self, only_predictor: bool = False) -> None:
+    def clear(self, config: Config, sources: Iterable[str], only_predictor: bool = False) -> None:
         """Remove what a training writes, and nothing else; or what its second stage writes.
+
+        Parameters
+        ----------
+        config
+            Of the training.
+        sources
+            Folders of the weights that it starts from; they stay.
+        only_predictor
+            Whether what the first stage wrote stays too.
 
         Raises
         ------
         UsageError
-            If a training is at work here.
+            If the training would write over the weights that it starts from, or another is at
+            work here.
         """
         kept = {self.tokenizer, self.log, self.epochs} if only_predictor else set()
+        read = {Path(source).expanduser().resolve() for source in sources}
+        for folder, is_written in self._trained(config).items():
+            if read.isdisjoint({folder.resolve(), folder.parent.resolve()}):
+                continue
+            if is_written:
+                raise UsageError(
+                    f"{folder}: this run would start from the weights here and write over them. "
+                    "Say another model_paths.exp_name, or copy them to another folder first."
+                )
+            kept.add(folder)
         training = self.path / self.training
         try:
             with held(str(training), "The run") if training.is_dir() else nullcontext():

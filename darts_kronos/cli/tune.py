@@ -20,7 +20,7 @@ from darts_kronos.cli.data import read, split
 from darts_kronos.cli.errors import RunError, UsageError
 from darts_kronos.cli.files import write_text
 from darts_kronos.cli.keys import MODEL_KEYS
-from darts_kronos.cli.plan import Plan
+from darts_kronos.cli.plan import Plan, first_of
 from darts_kronos.cli.run_folder import RunFolder
 from darts_kronos.cli.weights import starting
 from darts_kronos.parameters import SAMPLING
@@ -121,9 +121,10 @@ def _fixed(file: ConfigFile, plan: Plan) -> dict[str, Any]:
         if not given and fixed[name] != 0:
             fixed.pop(name)
     # One trial after the other, each on one device.
+    trainer = fixed["pl_trainer_kwargs"]
     fixed["pl_trainer_kwargs"] = {
-        **fixed["pl_trainer_kwargs"],
-        "devices": 1,
+        **trainer,
+        "devices": first_of(trainer["devices"]),
         "num_nodes": 1,
         "strategy": "auto",
     }
