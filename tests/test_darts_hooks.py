@@ -13,6 +13,7 @@ from darts.models.forecasting.torch_forecasting_model import (
 from darts.utils.data import SequentialTorchInferenceDataset, SequentialTorchTrainingDataset
 from darts.utils.data.torch_datasets import utils
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
+from factories import candles, tiny_model
 
 HOOKS = {
     "_build_train_dataset": [

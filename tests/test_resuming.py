@@ -246,7 +246,7 @@ class FailAt(InterruptAt):
 
 def second_fit(callback):
     """A fitted model, cut off where its tokenizer is trained again; and its weights before."""
-    model = training("unused", save_checkpoints=False, enable_finetuning=True)
+    model = training("unused", save_checkpoints=False)
     fit(model)
     before = {name: one.clone() for name, one in model.model.state_dict().items()}
     model.tokenizer_trainer_kwargs = {"callbacks": [callback]}
