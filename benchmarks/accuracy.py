@@ -80,7 +80,7 @@ def tune(
         for candidate in tried:
             if candidate.name in losses:
                 continue
-            key = pool.name, "validation", candidate.name
+            key = pool.name, "validation", candidate.name, most_epochs
             loss = store.get(*key)
             if loss is None:
                 fitted = Fitted(candidate, pool, 0, most_epochs)
@@ -98,13 +98,14 @@ def run_learned(
     store: Store, pool: Pool, model: str, budget: int, seeds: int, most_epochs: int
 ) -> list[dict[str, Any]]:
     """Scores of a learned model on the test part, a result for each seed."""
-    done = [store.get(pool.name, model, budget, seed) for seed in range(seeds)]
+    keys = [(pool.name, model, budget, most_epochs, seed) for seed in range(seeds)]
+    done = [store.get(*key) for key in keys]
     if all(one is not None for one in done):
         return done
     chosen, _ = tune(store, pool, model, budget, most_epochs)
     results = []
-    for seed in range(seeds):
-        result = store.get(pool.name, model, budget, seed)
+    for seed, key in enumerate(keys):
+        result = store.get(*key)
         if result is None:
             fitted = Fitted(chosen, pool, seed, most_epochs)
             paths = fitted.paths(pool.test, STRIDE)
@@ -115,7 +116,7 @@ def run_learned(
                 "n_parameters": fitted.n_parameters,
                 "candidate": chosen.name,
             }
-            store.put(result, pool.name, model, budget, seed)
+            store.put(result, *key)
         print(f"  {pool.name}: {chosen.name}: seed {seed} done", flush=True)
         results.append(result)
     return results

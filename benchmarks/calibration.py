@@ -104,8 +104,6 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
             add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
     model.calibrate(pool.val, verbose=False)
     add_sampled("calibrated")
-    model.set_sampling(antithetic=True)
-    add_sampled("calibrated, antithetic")
     return rows
 
 
