@@ -166,8 +166,9 @@ def from_dataframe(
     if column is None:
         return _series(values, times, **options)
     symbols = df[column]
-    if symbols.isna().any():
-        raise ValueError(f"Row {int(np.argmax(symbols.isna()))} has no symbol.")
+    missing = symbols.isna() | (symbols.astype(str).str.strip() == "")
+    if missing.any():
+        raise ValueError(f"Row {int(np.argmax(missing))} has no symbol.")
     series = []
     for symbol, rows in df.groupby(column, sort=False).indices.items():
         try:

@@ -374,6 +374,8 @@ class KronosModel(AdjustableTorchModel):
         if epochs <= 0:
             trained = self._goes_on_trained
             epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
+            if epochs > 0 and self.load_ckpt_path is not None:
+                epochs = self._planned_epochs or epochs
         with self._keeping_its_folder():
             return super().fit_from_dataset(
                 windows,

@@ -199,6 +199,13 @@ class KronosModule(PLForecastingModule):
             return configured
         return self.one_cycle.configure(configured, self.trainer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what belongs to Darts, and how many epochs the run is to have."""
+        super().on_save_checkpoint(checkpoint)
+        # Weights may be written without a run that could go on.
+        if self._trainer is not None:
+            checkpoint["planned_epochs"] = self._trainer.max_epochs
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read what belongs to Darts and to the schedule."""
         super().on_load_checkpoint(checkpoint)

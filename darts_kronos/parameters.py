@@ -114,7 +114,7 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     fewest = 0 if names_weights(params) else 1
     for name, least in {"max_context": 2, "n_epochs_tokenizer": fewest}.items():
         require_int(name, params[name], least, or_none=True)
-    for name, least in {"batch_size": 1, "n_epochs": fewest}.items():
+    for name, least in {"batch_size": 1, "n_epochs": 0}.items():
         if name in params:
             require_int(name, params[name], least)
     if params["output_chunk_shift"] != 0:

@@ -113,8 +113,9 @@ def tune(
     """Tune a KronosModel, or go on with it.
 
     Every trial trains a model on `train` and is judged on `val`; keep other candles for a test.
-    The first trial is the default model, but for its epochs. A trial that fails (an exception, a loss that is no
-    number) is recorded as failed, its user attribute ``error`` says why, and the study goes on.
+    The first trial is the default model, but for its epochs. A trial that fails (an exception, a
+    loss that is no number) is recorded as failed, its user attribute ``error`` says why, and the
+    study goes on.
 
     The study lies in `storage`. The same call again goes on until there are `n_trials`, and any
     number of processes that make the same call share them.

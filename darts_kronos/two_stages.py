@@ -80,6 +80,9 @@ class TwoStageTorchModel(StampedTorchModel):
     # Set by fit: whether a fitted tokenizer is trained again.
     _retrain_tokenizer = False
 
+    # Epochs of the run whose checkpoint the next fit goes on from.
+    _planned_epochs: int | None = None
+
     # The folder in which this model has saved checkpoints.
     _kept_in: str | None = None
 
@@ -553,6 +556,7 @@ class TwoStageTorchModel(StampedTorchModel):
             )
             rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
             model._history = [dict(row) for row in rows]
+            model._planned_epochs = loaded.get("planned_epochs")
             return model
         if first_stage is None:
             raise ValueError(

@@ -188,8 +188,9 @@ def test_symbols_become_series_and_reach_the_frame():
             (mixed["symbol"] == "AAPL").to_numpy() & (mixed.index == gappy().index[3]), "low"
         ] = -1
         candles.from_dataframe(mixed)
-    with pytest.raises(ValueError, match="Row 0 has no symbol"):
-        candles.from_dataframe(mixed.assign(symbol=None))
+    for nothing in (None, " "):
+        with pytest.raises(ValueError, match="Row 0 has no symbol"):
+            candles.from_dataframe(mixed.assign(symbol=nothing))
 
 
 def test_an_amount_of_zero_is_kept():

@@ -359,3 +359,17 @@ def test_weights_to_start_from_need_fewer_epochs(folder):
 @pytest.mark.parametrize(("devices", "one"), [([1, 2], [1]), (4, 1), ("auto", 1)])
 def test_what_is_not_spread_takes_the_first_device(devices, one):
     assert first_of(devices) == one
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--samples", 1), "--samples must be at least 2, got 1"),
+        (("--sampling.num_samples", 1), "sampling.num_samples must be at least 2, got 1"),
+        (("--stride", 0), "--stride must be at least 1, got 0"),
+        (("--data.lookback_window", 1), "data.lookback_window must be at least 2"),
+    ],
+)
+def test_a_backtest_that_could_measure_nothing_is_refused_first(folder, words, message):
+    done = kronos("backtest", write_config(folder), *words)
+    assert done.code == 2 and message in done.err

@@ -55,11 +55,16 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
     UsageError
         If there is no fitted model, or no part to backtest on.
     """
-    for name, value in {"--samples": arguments.samples, "--stride": arguments.stride}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}.")
-    model = load(file)
     config = file.config
+    num_samples, asked_in = config.sampling.num_samples, "sampling.num_samples"
+    if arguments.samples is not None:
+        num_samples, asked_in = arguments.samples, "--samples"
+    for name, value, least in ((asked_in, num_samples, 2), ("--stride", arguments.stride, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value}.")
+    if config.data.lookback_window < 2:
+        raise UsageError("data.lookback_window must be at least 2: the random walk draws returns.")
+    model = load(file)
     horizon, context = config.data.predict_window, model.input_chunk_length
     parts = split(read(config.data), config.data)
     held_out, name = _held_out(parts, context)
@@ -68,7 +73,6 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             f"--component: there is no {arguments.component!r}; there are "
             f"{', '.join(held_out[0].components)}."
         )
-    num_samples = arguments.samples or config.sampling.num_samples
     found: list[list[TimeSeries]] = model.historical_forecasts(
         held_out,
         start=context,
