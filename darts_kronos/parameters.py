@@ -113,7 +113,8 @@ def check_parameters(params: Mapping[str, Any]) -> None:
     # A stage can be left out only where weights stand in for what it would have learned.
     fewest = 0 if names_weights(params) else 1
     for name, least in {"max_context": 2, "n_epochs_tokenizer": fewest}.items():
-        require_int(name, params[name], least, or_none=True)
+        if params[name] is not None:
+            require_int(name, params[name], least)
     for name, least in {"batch_size": 1, "n_epochs": 0}.items():
         if name in params:
             require_int(name, params[name], least)
