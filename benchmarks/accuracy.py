@@ -67,6 +67,22 @@ def validation_crps(fitted: Fitted, pool: Pool) -> float:
     return float(np.mean([one.crps.mean() for one in scores.values()]))
 
 
+def validated(
+    store: Store, pool: Pool, tried: list[Candidate], most_epochs: int
+) -> dict[str, float]:
+    """The validation CRPS of candidates, by their names."""
+    losses = {}
+    for candidate in tried:
+        key = pool.name, "validation", candidate.name, most_epochs
+        loss = store.get(*key)
+        if loss is None:
+            fitted = Fitted(candidate, pool, 0, most_epochs)
+            loss = store.put(validation_crps(fitted, pool), *key)
+        print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
+        losses[candidate.name] = loss
+    return losses
+
+
 def tune(
     store: Store, pool: Pool, model: str, budget: int, most_epochs: int
 ) -> tuple[Candidate, dict[str, float]]:
@@ -74,24 +90,13 @@ def tune(
 
     The first configuration is tried in both views of the bars, the others in the better one.
     """
-    losses: dict[str, float] = {}
-
-    def best(tried: list[Candidate]) -> Candidate:
-        for candidate in tried:
-            if candidate.name in losses:
-                continue
-            key = pool.name, "validation", candidate.name, most_epochs
-            loss = store.get(*key)
-            if loss is None:
-                fitted = Fitted(candidate, pool, 0, most_epochs)
-                loss = store.put(validation_crps(fitted, pool), *key)
-            print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
-            losses[candidate.name] = loss
-        return min(tried, key=lambda candidate: losses[candidate.name])
-
     first, *others = CONFIGS[model][:budget]
-    seen = best([Candidate(model, view, first) for view in views(model)])
-    return best([seen, *(Candidate(model, seen.view, config) for config in others)]), losses
+    seen = [Candidate(model, view, first) for view in views(model)]
+    losses = validated(store, pool, seen, most_epochs)
+    best = min(seen, key=lambda one: losses[one.name])
+    further = [Candidate(model, best.view, config) for config in others]
+    losses |= validated(store, pool, further, most_epochs)
+    return min([best, *further], key=lambda one: losses[one.name]), losses
 
 
 def run_learned(
@@ -143,14 +148,14 @@ def main() -> None:
     store = Store(out / "parts")
     most_epochs = 6 if arguments.quick else 20
     if arguments.tune:
-        found = {
-            name: {
-                model: tune(store, load(name), model, budget, most_epochs)[1]
+        tuned: dict[str, dict[str, dict[str, float]]] = {}
+        for name in pools:
+            pool = load(name)
+            tuned[name] = {
+                model: tune(store, pool, model, budget, most_epochs)[1]
                 for model in arguments.models
             }
-            for name in pools
-        }
-        report.write_tuning(found, out)
+        report.write_tuning(tuned, out)
         return
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in pools:

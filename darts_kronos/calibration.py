@@ -102,8 +102,7 @@ def calibrate(
     series: Sequence[TimeSeries] = series2seq(val_series)
     least = model.input_chunk_length + model.output_chunk_length
     check_lengths(series, least, "Validation")
-    for one in series:
-        measured_component(one, component)
+    places = [measured_component(one, component) for one in series]
     require_int("num_samples", num_samples, 2)
     require_int("stride", stride, 1, or_none=True)
 
@@ -121,7 +120,7 @@ def calibrate(
     def measure(setting: dict[str, Any]) -> None:
         model.set_sampling(**setting)
         progress.set_description(", ".join(f"{name} {value}" for name, value in setting.items()))
-        rows.append(setting | _scores(model, series, component, num_samples, stride))
+        rows.append(setting | _scores(model, series, places, num_samples, stride))
         progress.update()
 
     chosen = before
@@ -147,14 +146,16 @@ def calibrate(
 def _scores(
     model: KronosModel,
     series: Sequence[TimeSeries],
-    component: str | None,
+    places: Sequence[int],
     num_samples: int,
     stride: int | None,
 ) -> dict[str, float]:
-    """CRPS in units of each window's last value, and coverage, means over all windows."""
+    """CRPS in units of each window's last value, and coverage, means over all windows.
+
+    `places` are those of the component that is measured, one in each series.
+    """
     crps, coverage = [], []
-    for one in series:
-        place = measured_component(one, component)
+    for one, place in zip(series, places, strict=True):
         found = window_forecasts(model, one, place, num_samples=num_samples, stride=stride)
         crps.append(crps_of_windows(*found))
         coverage.append(coverage_of_windows(*found))

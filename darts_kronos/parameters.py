@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import signature
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
@@ -271,7 +271,7 @@ def check_augmentation(params: Mapping[str, Any]) -> None:
         )
     for name, value in params.items():
         most = float("inf") if name.endswith("jitter") else 1
-        if not is_number(value) or not 0 <= value <= most or value == float("inf"):
+        if not is_number(value) or not isfinite(value) or not 0 <= value <= most:
             allowed = "a number >= 0" if most > 1 else "a number in [0, 1]"
             raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 

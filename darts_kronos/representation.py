@@ -81,11 +81,13 @@ class Representation(ABC):
         self.volumes = [self.components.index(name) for name in VOLUMES if name in self.components]
         self._own = [self.components.index(name) for name in self.given]
         # Upside down, a bar's high is its low.
-        other = {"high": "low", "low": "high"}
-        names = [self.components[place] for place in self.prices]
-        both = set(other) <= set(names)
-        turned = [other.get(name, name) if both else name for name in names]
-        self._turned_prices = [self.components.index(name) for name in turned]
+        both = {"high", "low"} <= set(self.components)
+        turned = {"high": "low", "low": "high"} if both else {}
+        self._turned_prices = [
+            self.components.index(turned.get(name, name))
+            for name in PRICES
+            if name in self.components
+        ]
 
     def completed(self, bars: Tensor) -> Tensor:
         """Bars (B, T, G) of the given components as the tokenizer takes them, (B, T, C).

@@ -427,7 +427,7 @@ class TwoStageTorchModel(StampedTorchModel):
     @contextmanager
     def _saying_what_is_left_of_stage_one(self) -> Iterator[None]:
         known, module = len(self._history), self.model
-        before = None if module is None else deepcopy(module.tokenizer.state_dict())
+        before = {} if module is None else deepcopy(module.tokenizer.state_dict())
         try:
             with interruptible():
                 yield
@@ -451,7 +451,7 @@ class TwoStageTorchModel(StampedTorchModel):
             )
             raise
         except Exception:
-            if module is not None and before is not None:
+            if module is not None:
                 module.tokenizer.load_state_dict(before)
             raise
 

@@ -58,9 +58,7 @@ def fit(file: ConfigFile, force: bool = False) -> None:
         decision = run.decide(config, sha256, force) if first else hear()
         if first:
             if decision in ("new", "predictor"):
-                found = sources(config)
-                read_from = filter(None, (found.tokenizer, found.predictor))
-                run.clear(config, read_from, only_predictor=decision == "predictor")
+                run.clear(config, sources(config).read, only_predictor=decision == "predictor")
                 about = {
                     "name": config.experiment.name,
                     "description": config.experiment.description,

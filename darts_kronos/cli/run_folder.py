@@ -196,9 +196,9 @@ class RunFolder:
             work here.
         """
         kept = {self.tokenizer, self.log, self.epochs} if only_predictor else set()
-        read = {Path(source).expanduser().resolve() for source in sources}
+        read = [Path(source).expanduser().resolve() for source in sources]
         for folder, is_written in self._trained(config).items():
-            if read.isdisjoint({folder.resolve(), folder.parent.resolve()}):
+            if not any(source.is_relative_to(folder.resolve()) for source in read):
                 continue
             if is_written:
                 raise UsageError(

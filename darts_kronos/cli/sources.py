@@ -30,6 +30,11 @@ class Sources:
     named_predictor: str | None
     new_tokenizer: bool
 
+    @property
+    def read(self) -> list[str]:
+        """Those that weights are read from."""
+        return [one for one in (self.tokenizer, self.predictor) if one is not None]
+
 
 def sources(config: Config) -> Sources:
     """What a config says about the weights to start from.
