@@ -453,6 +453,7 @@ class TwoStageTorchModel(StampedTorchModel):
         except Exception:
             if module is not None:
                 module.tokenizer.load_state_dict(before)
+                del self._history[known:]
             raise
 
     @property
@@ -550,9 +551,8 @@ class TwoStageTorchModel(StampedTorchModel):
                 )
             _check_class(model, base)
             model._kept_in = os.path.abspath(folder)
-            path = model.load_ckpt_path
             loaded = load_ckpt_safely(
-                load_fn=torch.load, path=path, trusted=trusted, map_location="cpu"
+                load_fn=torch.load, path=model.load_ckpt_path, trusted=trusted, map_location="cpu"
             )
             rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
             model._history = [dict(row) for row in rows]

@@ -270,6 +270,7 @@ def test_an_error_while_the_tokenizer_is_trained_again_leaves_the_model_as_it_wa
     model, before = second_fit(FailAt(2))
     for name, one in model.model.state_dict().items():
         torch.testing.assert_close(one, before[name], rtol=0, atol=0)
+    assert list(model.training_history["stage"]) == ["tokenizer"] * 4 + ["predictor"] * 4
     assert model.predict(3, series=candles(60)).n_timesteps == 3
 
 
