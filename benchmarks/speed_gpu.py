@@ -8,7 +8,9 @@ The networks have random weights. Without `--original` the table has our figures
 original's code, in a folder that holds its package `kronos_model`, gets the same weights; its
 greedy bars are compared with ours first, and a difference ends the run without a time. Ours needs
 neither Darts nor pandas nor Lightning; the original needs more. Figures carry the device's name
-and belong to that device.
+and belong to that device. Ratios of bf16 are over the original in float32, which is all it has. The
+share of bandwidth is that of the predictor's weights, read once for each new bar, over the whole
+run: reading the window and decoding the bars count as time, but not as bytes.
 """
 
 from __future__ import annotations
