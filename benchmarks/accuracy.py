@@ -15,71 +15,99 @@ import argparse
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from evaluation import report
-from evaluation.baselines import BASELINES
+from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
-from evaluation.learned import CONFIGS, Candidate, Fitted, views
+from evaluation.learned import CONFIGS, SAMPLINGS, Candidate, Fitted, views
 from evaluation.measures import Scores, score
 from evaluation.store import RESULTS, Store
 
-STRIDE = 4
-"""Bars from one test forecast to the next."""
+STRIDES = {"val": HORIZON // 2, "test": 4}
+"""Bars from one forecast to the next in the parts that are forecast."""
+
+Forecasts = dict[str, dict[str, Any]]
+"""By part of a pool: `paths`, an array for each series, and what they cost."""
 
 
-def score_all(paths: list[np.ndarray], pool: Pool, part: str, stride: int) -> dict[str, Scores]:
+def score_all(paths: list[np.ndarray], pool: Pool, part: str) -> dict[str, Scores]:
     """Scores of a pool's forecasts by symbol."""
     scores = {}
     for symbol, found, series in zip(pool.symbols, paths, getattr(pool, part), strict=True):
-        contexts, futures = windows(series[PRICES], stride)
+        contexts, futures = windows(series[PRICES], STRIDES[part])
         assert len(found) == len(contexts), (symbol, len(found), len(contexts))
         scores[symbol] = score(found, contexts, futures)
     return scores
 
 
-def run_baseline(store: Store, pool: Pool, name: str) -> dict[str, Any]:
-    """Scores of a forecaster without training on the test part."""
-    done = store.get(pool.name, name, 0)
-    if done is not None:
-        return done
+def run_baseline(pool: Pool, name: str) -> dict[str, Any]:
+    """Scores of a forecaster without training, or of the oracle, on the test part."""
     started = time.perf_counter()
     paths = []
     for series in pool.test:
-        contexts, _ = windows(series[PRICES], STRIDE)
-        paths.append(BASELINES[name](contexts, HORIZON, np.random.default_rng(0)))
+        contexts, futures = windows(series[PRICES], STRIDES["test"])
+        rng = np.random.default_rng(0)
+        if name == ORACLE:
+            paths.append(told_volatility(contexts, futures, HORIZON, rng))
+        else:
+            paths.append(BASELINES[name](contexts, HORIZON, rng))
     seconds = time.perf_counter() - started
-    result = {
-        "scores": score_all(paths, pool, "test", STRIDE),
+    return {
+        "scores": score_all(paths, pool, "test"),
         "fit_seconds": 0.0,
         "forecast_seconds": seconds,
         "n_parameters": 0,
         "candidate": name,
     }
-    return store.put(result, pool.name, name, 0)
 
 
-def validation_crps(fitted: Fitted, pool: Pool) -> float:
-    """Mean CRPS of the close on the validation part, over the last close."""
-    scores = score_all(fitted.paths(pool.val, 2 * STRIDE), pool, "val", 2 * STRIDE)
-    return float(np.mean([one.crps.mean() for one in scores.values()]))
+def forecast(
+    store: Store,
+    pool: Pool,
+    candidate: Candidate,
+    seed: int,
+    most_epochs: int,
+    parts: Sequence[str],
+) -> Forecasts:
+    """A candidate's paths of parts of a pool, and what they cost."""
+    keys = {
+        part: (pool.name, candidate.name, f"seed={seed}", f"epochs={most_epochs}", part)
+        for part in parts
+    }
+    found = {part: store.get(*key) for part, key in keys.items()}
+    missing = [part for part in parts if found[part] is None]
+    if missing:
+        fitted = Fitted(candidate, pool, seed, most_epochs, keep=True)
+        if candidate.model == "Kronos":
+            fitted.model.set_sampling(**SAMPLINGS[candidate.view])
+        for part in missing:
+            started = time.perf_counter()
+            paths = fitted.paths(getattr(pool, part), STRIDES[part])
+            result = {
+                # Half of the room, and far more digits than prices have.
+                "paths": [one.astype(np.float32) for one in paths],
+                "fit_seconds": fitted.fit_seconds,
+                "forecast_seconds": time.perf_counter() - started,
+                "n_parameters": fitted.n_parameters,
+            }
+            found[part] = store.put(result, *keys[part])
+        print(f"  {pool.name}: {candidate.name}: seed {seed}, {', '.join(missing)}", flush=True)
+    return found
 
 
-def validated(
+def validation_crps(
     store: Store, pool: Pool, tried: list[Candidate], most_epochs: int
 ) -> dict[str, float]:
-    """The validation CRPS of candidates, by their names."""
+    """The mean CRPS of the close on the validation part, over the last close, by candidate."""
     losses = {}
     for candidate in tried:
-        key = pool.name, "validation", candidate.name, most_epochs
-        loss = store.get(*key)
-        if loss is None:
-            fitted = Fitted(candidate, pool, 0, most_epochs)
-            loss = store.put(validation_crps(fitted, pool), *key)
-        print(f"  {pool.name}: {candidate.name}: validation CRPS {loss:.5f}", flush=True)
-        losses[candidate.name] = loss
+        found = forecast(store, pool, candidate, 0, most_epochs, ["val"])
+        scores = score_all(found["val"]["paths"], pool, "val")
+        losses[candidate.name] = float(np.mean([one.crps.mean() for one in scores.values()]))
     return losses
 
 
@@ -92,38 +120,22 @@ def tune(
     """
     first, *others = CONFIGS[model][:budget]
     seen = [Candidate(model, view, first) for view in views(model)]
-    losses = validated(store, pool, seen, most_epochs)
+    losses = validation_crps(store, pool, seen, most_epochs)
     best = min(seen, key=lambda one: losses[one.name])
     further = [Candidate(model, best.view, config) for config in others]
-    losses |= validated(store, pool, further, most_epochs)
+    losses |= validation_crps(store, pool, further, most_epochs)
     return min([best, *further], key=lambda one: losses[one.name]), losses
 
 
 def run_learned(
-    store: Store, pool: Pool, model: str, budget: int, seeds: int, most_epochs: int
+    store: Store, pool: Pool, chosen: Candidate, seeds: int, most_epochs: int
 ) -> list[dict[str, Any]]:
     """Scores of a learned model on the test part, a result for each seed."""
-    keys = [(pool.name, model, budget, most_epochs, seed) for seed in range(seeds)]
-    done = [store.get(*key) for key in keys]
-    if all(one is not None for one in done):
-        return done
-    chosen, _ = tune(store, pool, model, budget, most_epochs)
     results = []
-    for seed, key in enumerate(keys):
-        result = store.get(*key)
-        if result is None:
-            fitted = Fitted(chosen, pool, seed, most_epochs)
-            paths = fitted.paths(pool.test, STRIDE)
-            result = {
-                "scores": score_all(paths, pool, "test", STRIDE),
-                "fit_seconds": fitted.fit_seconds,
-                "forecast_seconds": fitted.forecast_seconds,
-                "n_parameters": fitted.n_parameters,
-                "candidate": chosen.name,
-            }
-            store.put(result, *key)
-        print(f"  {pool.name}: {chosen.name}: seed {seed} done", flush=True)
-        results.append(result)
+    for seed in range(seeds):
+        found = forecast(store, pool, chosen, seed, most_epochs, ["test"])["test"]
+        scores = score_all(found.pop("paths"), pool, "test")
+        results.append({"scores": scores, "candidate": chosen.name, **found})
     return results
 
 
@@ -147,23 +159,20 @@ def main() -> None:
 
     store = Store(out / "parts")
     most_epochs = 6 if arguments.quick else 20
-    if arguments.tune:
-        tuned: dict[str, dict[str, dict[str, float]]] = {}
-        for name in pools:
-            pool = load(name)
-            tuned[name] = {
-                model: tune(store, pool, model, budget, most_epochs)[1]
-                for model in arguments.models
-            }
-        report.write_tuning(tuned, out)
-        return
-    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    tuned: dict[str, dict[str, dict[str, float]]] = {}
+    results: report.Results = {}
     for name in pools:
         pool = load(name)
-        results[name] = {walk: [run_baseline(store, pool, walk)] for walk in BASELINES}
+        chosen, tuned[name] = {}, {}
         for model in arguments.models:
-            results[name][model] = run_learned(store, pool, model, budget, seeds, most_epochs)
-    report.write(results, out, overlap=-(-HORIZON // STRIDE))
+            chosen[model], tuned[name][model] = tune(store, pool, model, budget, most_epochs)
+        if not arguments.tune:
+            results[name] = {walk: [run_baseline(pool, walk)] for walk in (*BASELINES, ORACLE)}
+            for model, candidate in chosen.items():
+                results[name][model] = run_learned(store, pool, candidate, seeds, most_epochs)
+    report.write_tuning(tuned, out)
+    if results:
+        report.write(results, out, overlap=-(-HORIZON // STRIDES["test"]))
 
 
 if __name__ == "__main__":

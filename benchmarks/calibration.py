@@ -2,12 +2,14 @@
 
     python benchmarks/calibration.py
 
-Each pool's Kronos is trained on its training part. ``model.calibrate`` chooses the temperature on
-the validation part. Darts' ``ConformalQRModel`` corrects each forecast's quantiles by the errors of
-the forecasts before it, those of the validation part first; ``ConformalNaiveModel`` makes its
-intervals of the point forecasts' errors. All are measured on the same windows of the close, and
-the report says for which series the 90% intervals hold 90% within three points. Resumable; results
-lie in benchmarks/results/calibration.
+Each pool's Kronos is trained on its training part. It is measured as it is, and with the sampling
+of the accuracy benchmark, one for all pools. ``model.calibrate`` chooses the temperature on the
+pool's validation part, alone or together with whether paths come in pairs. Darts'
+``ConformalQRModel`` corrects each forecast's quantiles by the errors of the forecasts before it,
+those of the validation part first; ``ConformalNaiveModel`` makes its intervals of the point
+forecasts' errors. All are measured on the same windows of the close, and the report says for which
+series the 90% intervals hold 90% within three points. Resumable; results lie in
+benchmarks/results/calibration.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accuracy import STRIDE, score_all
+from accuracy import STRIDES, score_all
 from darts import TimeSeries
 from darts.models import ConformalNaiveModel, ConformalQRModel
 from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
-from evaluation.learned import Candidate, Fitted
+from evaluation.learned import SAMPLINGS, Candidate, Fitted
 from evaluation.measures import CLOSE, interval
 from evaluation.store import RESULTS, Store
 
 from darts_kronos import KronosModel
+
+STRIDE = STRIDES["test"]
 
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 
@@ -77,7 +81,7 @@ def conformal(model: Any, val: TimeSeries, test: TimeSeries) -> np.ndarray:
 
 def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
     """A row for each series and way."""
-    fitted = Fitted(Candidate("Kronos", "mirrored", {"pretrained": True}), pool, seed)
+    fitted = Fitted(Candidate("Kronos", "mirrored", {"pretrained": True}), pool, seed, keep=True)
     model: KronosModel = fitted.model
     rows = []
 
@@ -86,7 +90,7 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
 
     def add_sampled(way: str) -> None:
         paths = fitted.paths(pool.test, STRIDE)
-        scores = score_all(paths, pool, "test", STRIDE)
+        scores = score_all(paths, pool, "test")
         for symbol, found, series in zip(pool.symbols, paths, pool.test, strict=True):
             quantiles = np.moveaxis(np.quantile(found[:, :, CLOSE], QUANTILES, axis=-1), 0, -1)
             add(way, symbol, measure(quantiles, series), scores[symbol].crps.mean())
@@ -102,8 +106,13 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
     }.items():
         for symbol, val, test in zip(pool.symbols, pool.val, pool.test, strict=True):
             add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
-    model.calibrate(pool.val, verbose=False)
-    add_sampled("calibrated")
+    trained = model.sampling
+    model.set_sampling(**SAMPLINGS["mirrored"])
+    add_sampled("pairs, temperature 1.1")
+    for way, antithetics in {"calibrated": (), "calibrated, pairs too": (False, True)}.items():
+        model.set_sampling(**trained)
+        model.calibrate(pool.val, antithetics=antithetics, stride=STRIDES["val"], verbose=False)
+        add_sampled(way)
     return rows
 
 

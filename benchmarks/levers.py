@@ -5,13 +5,15 @@
 Each variant is trained on each pool for each seed, and its forecasts of the validation windows are
 measured: CRPS over the better random walk's bands, MAE over the last close's, and coverage of the
 close's 50% and 90% intervals; as drawn, and in antithetic pairs, which forecast no direction: what
-a fit believes of it by chance is most of the noise. Nothing of the test parts is touched.
-Resumable; results lie in benchmarks/results/levers.
+a fit believes of it by chance is most of the noise; and these at a temperature of 1.1. Nothing of
+the test parts is touched. Resumable: what was measured lies in benchmarks/results/levers.json, and
+a further run adds to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import warnings
 from contextlib import nullcontext
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accuracy import STRIDE, score_all
+from accuracy import STRIDES, score_all
 from evaluation.baselines import BASELINES
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import Candidate, Fitted
@@ -70,7 +72,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 then on, `load_best`, which keeps the predictor of the epoch with the least validation loss, and
 `tried`, which changes the package."""
 
-SAMPLINGS: dict[str, dict[str, Any]] = {"as drawn": {}, "antithetic": {"antithetic": True}}
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "as drawn": {"temperature": 1.0, "antithetic": False},
+    "antithetic": {"temperature": 1.0, "antithetic": True},
+    "antithetic, 1.1": {"temperature": 1.1, "antithetic": True},
+}
 """How forecasts are drawn."""
 
 
@@ -78,7 +84,7 @@ def walks(pool: Pool) -> dict[str, float]:
     """CRPS of the better random walk's bands on each validation series."""
     best = {}
     for symbol, series in zip(pool.symbols, pool.val, strict=True):
-        contexts, futures = windows(series[PRICES], STRIDE)
+        contexts, futures = windows(series[PRICES], STRIDES["val"])
         rng = np.random.default_rng(0)
         found = [score(BASELINES[w](contexts, HORIZON, rng), contexts, futures) for w in WALKS]
         best[symbol] = min(float(one.crps.mean()) for one in found)
@@ -99,23 +105,45 @@ def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any
         fitted = Fitted(Candidate("Kronos", own.pop("view", "mirrored"), own), seen, seed)
         for name, sampling in SAMPLINGS.items():
             fitted.model.set_sampling(**sampling)
-            paths[name] = fitted.paths(seen.val, STRIDE)
+            paths[name] = fitted.paths(seen.val, STRIDES["val"])
     reference, rows = walks(pool), []
     for drawn, found in paths.items():
-        for symbol, one in score_all(found, pool, "val", STRIDE).items():
+        for symbol, one in score_all(found, pool, "val").items():
             rows.append(
                 {
                     "series": symbol,
                     "seed": seed,
                     "drawn": drawn,
-                    "CRPS ratio": one.crps.mean() / reference[symbol],
-                    "MAE ratio": one.absolute.mean() / np.abs(one.naive).mean(),
-                    "coverage 50": one.inside["50%"].mean(),
-                    "coverage 90": one.inside["90%"].mean(),
+                    "CRPS ratio": float(one.crps.mean() / reference[symbol]),
+                    "MAE ratio": float(one.absolute.mean() / np.abs(one.naive).mean()),
+                    "coverage 50": float(one.inside["50%"].mean()),
+                    "coverage 90": float(one.inside["90%"].mean()),
                     "fit s": fitted.fit_seconds,
                 }
             )
     return rows
+
+
+Key = tuple[str, str, int]
+"""A pool, a variant and a seed."""
+
+KNOWN = RESULTS / "levers.json"
+"""Rows of all runs so far, this machine's and others'."""
+
+
+def known() -> dict[Key, list[dict[str, Any]]]:
+    """The rows of each run that was made before, by its key."""
+    runs = json.loads(KNOWN.read_text()) if KNOWN.exists() else []
+    return {(run["pool"], run["variant"], run["seed"]): run["rows"] for run in runs}
+
+
+def keep(found: dict[Key, list[dict[str, Any]]]) -> None:
+    """Write down the rows of all runs, one run a line."""
+    lines = [
+        json.dumps({"pool": pool, "variant": variant, "seed": seed, "rows": rows})
+        for (pool, variant, seed), rows in sorted(found.items())
+    ]
+    KNOWN.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def table_of(frame: pd.DataFrame) -> pd.DataFrame:
@@ -148,12 +176,13 @@ def main() -> None:
     for name in ("pytorch_lightning", "darts"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    store = Store(RESULTS / "levers")
-    rows = []
+    # Runs at the same time keep files of their own; all that is there becomes one at the end.
+    store, before, rows = Store(RESULTS / "levers"), known(), []
+    runs: dict[Key, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         for variant in arguments.variants:
             for name in arguments.pools:
-                found = store.get(name, variant, seed)
+                found = store.get(name, variant, seed) or before.get((name, variant, seed))
                 if found is None and arguments.done:
                     continue
                 if found is None:
@@ -164,6 +193,9 @@ def main() -> None:
                 last = [row for row in found if row["drawn"] == "antithetic"]
                 ratio = np.mean([row["CRPS ratio"] for row in last])
                 print(f"  seed {seed}, {name}, {variant}: CRPS ratio {ratio:.4f}", flush=True)
+                runs[name, variant, seed] = found
+    # Another process may have written since.
+    keep(known() | runs)
     text = table_of(pd.DataFrame(rows)).to_markdown(floatfmt=".3f", index=False)
     (RESULTS / "levers.md").write_text(text + "\n")
     print(text)

@@ -67,6 +67,17 @@ def test_baselines_see_the_context_alone(forecast):
         assert np.isfinite(paths).all() and paths.shape[0::3] == (4, baselines.SAMPLES)
 
 
+def test_the_oracle_has_the_volatility_of_the_bars_to_come(forecast):
+    _, contexts, futures = forecast
+    paths = baselines.told_volatility(contexts, futures, 12, np.random.default_rng(0))
+    found = measures.score(paths, contexts, futures)
+    assert found.valid == 1.0
+    # Root mean squares of few bars spread; their means over paths do not.
+    np.testing.assert_allclose(found.volatility, found.actual_volatility, rtol=0.15)
+    walk = measures.score(forecast[0], contexts, futures)
+    assert found.crps.mean() < walk.crps.mean()
+
+
 def test_ewma_bands_follow_volatility():
     calm = np.r_[RNG.normal(0, 0.03, 60), RNG.normal(0, 0.003, 36)]
     closes = 100 * np.exp(np.r_[0, calm.cumsum()])
@@ -140,6 +151,15 @@ class TestTriedChanges:
             within = losses()
         assert within[0] != before[0] and within[1] != before[1]
         assert losses() == before
+
+
+def test_levers_that_were_measured_are_known_to_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(levers, "KNOWN", tmp_path / "levers.json")
+    assert levers.known() == {}
+    rows = [{"series": "a", "seed": 0, "drawn": "as drawn", "CRPS ratio": 0.99}]
+    levers.keep({("daily", "window", 0): rows})
+    levers.keep(levers.known() | {("daily", "default", 1): []})
+    assert levers.known() == {("daily", "default", 1): [], ("daily", "window", 0): rows}
 
 
 def test_levers_are_compared_with_the_default_of_the_same_seed():

@@ -73,6 +73,21 @@ def ewma_walk(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
     return _paths(_draw(_without_mean(scaled[:, _BURN_IN:]), n, rng), contexts)
 
 
+def told_volatility(
+    contexts: np.ndarray, futures: np.ndarray, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The random walk, its bars scaled to the realised volatility of the very bars to come.
+
+    No forecast, as it knows the future: a yardstick of what perfect foresight of volatility, and
+    of nothing else, would be worth.
+    """
+    bars = _without_mean(_bars(contexts))
+    closes = np.concatenate((contexts[:, -1:, CLOSE], futures[:, :, CLOSE]), axis=1)
+    realised = np.sqrt((np.diff(np.log(closes), axis=1) ** 2).mean(axis=1))
+    scale = realised / bars[..., CLOSE].std(axis=1)
+    return _paths(_draw(bars * scale[:, None, None], n, rng), contexts)
+
+
 def garch(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """GARCH(1,1) without mean, fitted to each context; paths of the close by simulation."""
     from arch import arch_model
@@ -101,3 +116,6 @@ BASELINES: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray
     "GARCH": garch,
 }
 """The forecasters by name; the better of the first two is what others are measured against."""
+
+ORACLE = "told volatility"
+"""Name of :func:`told_volatility` in the results."""

@@ -1,7 +1,8 @@
 """Forecasters that are trained: KronosModel, and Darts' LSTM, TFT, NLinear and LightGBM.
 
 Each baseline sees bars as scaled prices or as returns (log open, high, low, close over the close
-before, scaled by the training part); the better on validation is reported.
+before, scaled by the training part), Kronos returns mirrored or as they are; the better on
+validation is reported.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from evaluation.data import CONTEXT, HORIZON, PRICES, Pool
 from evaluation.measures import CLOSE
 from evaluation.store import RESULTS, Store
 
-QUANTILES = [0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98]
+QUANTILES = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.995]
+"""Of the baselines. Darts draws nothing beyond the outer ones, so they lie far out."""
 
 PATIENCE = 3
 """Epochs without progress on validation after which a baseline's training stops."""
@@ -61,9 +63,9 @@ class Candidate:
 
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "Kronos": [
-        {"pretrained": True, "calibrated": True},
-        {"calibrated": True},
-        {"calibrated": True, "s1_bits": 8, "s2_bits": 8},
+        {"pretrained": True},
+        {"pretrained": True, "s1_bits": 8, "s2_bits": 8},
+        {},
     ],
     "LSTM": [
         {"hidden_dim": 32, "dropout": 0.1, "lr": 1e-3},
@@ -85,9 +87,16 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
 """As many for each model: the tuning budget."""
 
 
-HOW_TO_FIT = ("pretrained", "calibrated", "load_best")
+HOW_TO_FIT = ("pretrained", "load_best")
 """Values in a configuration of Kronos that are no parameters of the model: whether it starts from
-simulated candles, ends with the choice of its sampling, keeps its best epoch."""
+simulated candles, and keeps its best epoch."""
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "mirrored": {"temperature": 1.1, "antithetic": True},
+    "as seen": {"temperature": 1.1},
+}
+"""How Kronos draws its paths in each view, on all pools; found on their validation parts. What has
+learned no direction forecasts none."""
 
 
 def views(model: str) -> list[str]:
@@ -108,9 +117,18 @@ class Fitted:
         Of the model's random state.
     most_epochs
         Of the baselines that are networks; they stop early.
+    keep
+        Whether a Kronos that was fitted before, by this name on this pool, is taken as it is.
     """
 
-    def __init__(self, candidate: Candidate, pool: Pool, seed: int, most_epochs: int = 20):
+    def __init__(
+        self,
+        candidate: Candidate,
+        pool: Pool,
+        seed: int,
+        most_epochs: int = 20,
+        keep: bool = False,
+    ):
         self.candidate = candidate
         self.whole = candidate.model != "LightGBM"
         self.scaler: Scaler | None = None
@@ -124,10 +142,17 @@ class Fitted:
         # Pretraining serves all pools; each fit counts it in full.
         pretrained = candidate.config.get("pretrained")
         before = _pretrained(candidate.config, seed)[1] if pretrained else 0.0
-        started = time.perf_counter()
-        self.model = _MAKERS[candidate.model](candidate, train, val, seed, most_epochs)
-        self.fit_seconds = before + time.perf_counter() - started
-        self.forecast_seconds = 0.0
+
+        def fit() -> Any:
+            return _MAKERS[candidate.model](candidate, train, val, seed, most_epochs)
+
+        if keep and candidate.model == "Kronos":
+            self.model, seconds = _kept("fits", (pool.name, candidate.name, seed), fit)
+        else:
+            started = time.perf_counter()
+            self.model = fit()
+            seconds = time.perf_counter() - started
+        self.fit_seconds = before + seconds
 
     @property
     def n_parameters(self) -> int | None:
@@ -156,7 +181,6 @@ class Fitted:
 
     def paths(self, series: Sequence[TimeSeries], stride: int) -> list[np.ndarray]:
         """Sample paths of each series' forecasts, (W, n, 4 or 1, S), in its own units."""
-        started = time.perf_counter()
         seen = self._seen(series)
         found = [
             self.model.historical_forecasts(
@@ -173,12 +197,10 @@ class Fitted:
             )
             for one, raw in zip(seen, series, strict=True)
         ]
-        out = [
+        return [
             self._in_prices(forecasts, i, raw)
             for i, (forecasts, raw) in enumerate(zip(found, series, strict=True))
         ]
-        self.forecast_seconds += time.perf_counter() - started
-        return out
 
     def _covariates(self, series: list[TimeSeries]) -> dict[str, Any]:
         if self.candidate.model != "TFT":
@@ -281,18 +303,26 @@ def _parameters(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in HOW_TO_FIT}
 
 
-def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
-    """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
-    store = Store(RESULTS / "pretrained")
-    own = _parameters(config)
-    key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
+def _kept(
+    folder: str, key: tuple[Any, ...], train: Callable[[], KronosModel]
+) -> tuple[KronosModel, float]:
+    """A model that is trained once, and the seconds that took."""
+    store = Store(RESULTS / folder)
     path = store.path(*key, suffix=".pt")
     if store.get(*key) is None:
         started = time.perf_counter()
-        model = pretrain(_new_kronos(own, seed), seed=seed, verbose=False)
-        model.save(str(path))
+        train().save(str(path))
         store.put(time.perf_counter() - started, *key)
-    return str(path), store.get(*key)
+    return KronosModel.load(str(path)), store.get(*key)
+
+
+def _pretrained(config: dict[str, Any], seed: int) -> tuple[KronosModel, float]:
+    """A Kronos pretrained on simulated candles, for all pools, and the seconds that took."""
+    own = _parameters(config)
+    key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
+    return _kept(
+        "pretrained", key, lambda: pretrain(_new_kronos(own, seed), seed=seed, verbose=False)
+    )
 
 
 def _new_kronos(config: dict[str, Any], seed: int) -> KronosModel:
@@ -321,7 +351,7 @@ def _kronos(
     own = _parameters(candidate.config)
     load_best = candidate.config.get("load_best", False)
     if candidate.config.get("pretrained"):
-        model = KronosModel.load(_pretrained(candidate.config, seed)[0])
+        model = _pretrained(candidate.config, seed)[0]
     elif load_best:
         work_dir = tempfile.mkdtemp()
         model = _new_kronos({**own, "save_checkpoints": True, "work_dir": work_dir}, seed)
@@ -329,10 +359,7 @@ def _kronos(
         model = _new_kronos(own, seed)
     if candidate.view == "as seen":
         model.set_augmentation(mirror=0.0)
-    model.fit(train, val_series=val, load_best=load_best)
-    if candidate.config.get("calibrated"):
-        model.calibrate(val, antithetics=(False, True), stride=HORIZON // 2, verbose=False)
-    return model
+    return model.fit(train, val_series=val, load_best=load_best)
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

@@ -14,6 +14,7 @@ from arch.bootstrap import MCS
 from matplotlib.figure import Figure
 from scipy import stats
 
+from evaluation.baselines import ORACLE
 from evaluation.measures import LEVELS, Scores, diebold_mariano, directional_accuracy
 
 WALKS = ("random walk", "EWMA walk")
@@ -84,7 +85,7 @@ def write(results: Results, out: Path, overlap: int) -> None:
         "pretraining, where there is one, is counted in each fit, tuning is not counted.",
         "## Mean over the series",
         summary.to_markdown(floatfmt=".3f"),
-        "## Coverage by step: the least and the most of the steps, all windows of all series",
+        "## Coverage over all windows of all series, and at the steps where it is least and most",
         _steps(results).to_markdown(floatfmt=".3f"),
         *_rivals(frame),
         "## By series",
@@ -147,7 +148,10 @@ def _by_series(results: Results, overlap: int) -> list[dict[str, Any]]:
                 name: _mean(found, symbol, "crps").mean(axis=1) for name, found in models.items()
             }
             walk = min(WALKS, key=lambda name: losses[name].mean())
-            included = _model_confidence_set(losses, overlap)
+            # The oracle is no forecaster that others could be confused with.
+            included = _model_confidence_set(
+                {name: loss for name, loss in losses.items() if name != ORACLE}, overlap
+            )
             for name, found in models.items():
                 rows.append(
                     {
@@ -245,11 +249,12 @@ def _summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _steps(results: Results) -> pd.DataFrame:
-    """Coverage at the step where it is least, and where it is most."""
+    """Coverage over all windows of all series: of all steps, of the least and of the most."""
     columns = {}
     for level in LEVELS:
         for name, inside in _pooled(results, f"{level:.0%}").items():
-            columns.setdefault(name, {})[f"least {level:.0%}"] = inside.min()
+            columns.setdefault(name, {})[f"{level:.0%}"] = inside.mean()
+            columns[name][f"least {level:.0%}"] = inside.min()
             columns[name][f"most {level:.0%}"] = inside.max()
     return pd.DataFrame(columns).T
 
@@ -263,6 +268,8 @@ def _rivals(frame: pd.DataFrame) -> list[str]:
     tests = [f"DM p ({name})" for name in RIVALS if f"DM p ({name})" in ours]
     table = ours.loc[theirs.index, tests]
     table.insert(0, "CRPS over the better", ours["CRPS ratio"] / theirs)
+    told = frame[frame["model"] == ORACLE].set_index("series")["CRPS ratio"]
+    table.insert(1, f"{ORACLE}, CRPS over the better", told / theirs)
     table.loc["mean"] = table.mean()
     table.loc["mean", tests] = np.nan
     title = f"## Kronos over the better of {' and '.join(RIVALS)}"
@@ -286,10 +293,12 @@ def _costs(results: Results) -> pd.DataFrame:
 
 
 def _pooled(results: Results, level: str) -> dict[str, np.ndarray]:
-    """Coverage by step of each model, mean over all windows of all series."""
+    """Coverage by step of each forecaster, mean over all windows of all series."""
     parts: dict[str, list[np.ndarray]] = {}
     for models in results.values():
         for name, found in models.items():
+            if name == ORACLE:
+                continue
             for symbol in found[0]["scores"]:
                 parts.setdefault(name, []).append(_nested(found, symbol, "inside", level))
     return {name: np.concatenate(inside).mean(axis=0) for name, inside in parts.items()}
@@ -299,8 +308,9 @@ def _reliability(results: Results) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
-    for name in next(iter(results.values())):
-        actual = [_pooled(results, f"{level:.0%}")[name].mean() for level in LEVELS]
+    pooled = [_pooled(results, f"{level:.0%}") for level in LEVELS]
+    for name in pooled[0]:
+        actual = [inside[name].mean() for inside in pooled]
         axes.plot(LEVELS, actual, marker="o", label=name, linewidth=2.5 if name == "Kronos" else 1)
     axes.set(xlabel="interval", ylabel="share of closes inside", xlim=(0.4, 1), ylim=(0.3, 1))
     axes.set_title("Reliability: intervals of the close, all series and steps")
