@@ -3,7 +3,7 @@ import pytest
 from darts.metrics import mcrps
 from factories import candles, tiny_model
 
-from darts_kronos import KronosModel
+from darts_kronos import KronosModel, calibration
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,20 @@ def test_the_crps_is_that_of_darts_over_the_last_close(fitted, series):
     forecast = fitted.predict(6, val[:24], num_samples=3000)["close"]
     expected = mcrps(val["close"], forecast) / val["close"].values()[23, 0]
     assert report["CRPS"].iloc[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_error_of_a_difference_is_that_of_the_same_windows(fitted, series, monkeypatch):
+    losses = iter([np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 5.0])])
+    monkeypatch.setattr(calibration, "crps_of_windows", lambda *_: next(losses))
+    report = fitted.calibrate(series[120:], temperatures=[2.0], top_ps=[None], verbose=False)
+    assert list(report["CRPS"]) == [2.0, 3.0]
+    # The differences are 1, 0 and 2.
+    assert list(report["standard error"]) == [0.0, pytest.approx(1 / np.sqrt(3))]
+
+
+def test_one_window_tells_no_error(fitted, series):
+    report = fitted.calibrate(series[120:150], temperatures=[2.0], top_ps=[None], verbose=False)
+    assert report["standard error"].isna().all()
 
 
 def test_pairs_are_refused_for_other_series_than_candles():
