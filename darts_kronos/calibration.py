@@ -142,7 +142,7 @@ def calibrate(
     losses = [row.pop("losses") for row in rows]
     report = pd.DataFrame(rows)
     error = [pd.Series(one - losses[0]).sem() for one in losses]
-    report.insert(report.columns.get_loc("CRPS") + 1, "standard error", error)
+    report.insert(list(report).index("CRPS") + 1, "standard error", error)
     # pandas would turn None, no filter, into a number that is missing.
     report["top_p"] = pd.Series([row["top_p"] for row in rows], dtype=object)
     report["before"] = np.arange(len(rows)) == 0
