@@ -15,7 +15,6 @@ import argparse
 import logging
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ from evaluation.store import RESULTS, Store
 
 STRIDES = {"val": HORIZON // 2, "test": 4}
 """Bars from one forecast to the next in the parts that are forecast."""
-
-Forecasts = dict[str, dict[str, Any]]
-"""By part of a pool: `paths`, an array for each series, and what they cost."""
 
 
 def score_all(paths: list[np.ndarray], pool: Pool, part: str) -> dict[str, Scores]:
@@ -66,36 +62,26 @@ def run_baseline(pool: Pool, name: str) -> dict[str, Any]:
 
 
 def forecast(
-    store: Store,
-    pool: Pool,
-    candidate: Candidate,
-    seed: int,
-    most_epochs: int,
-    parts: Sequence[str],
-) -> Forecasts:
-    """A candidate's paths of parts of a pool, and what they cost."""
-    keys = {
-        part: (pool.name, candidate.name, f"seed={seed}", f"epochs={most_epochs}", part)
-        for part in parts
-    }
-    found = {part: store.get(*key) for part, key in keys.items()}
-    missing = [part for part in parts if found[part] is None]
-    if missing:
+    store: Store, pool: Pool, candidate: Candidate, seed: int, most_epochs: int, part: str
+) -> dict[str, Any]:
+    """A candidate's paths of a part of a pool, an array for each series, and what they cost."""
+    key = (pool.name, candidate.name, f"seed={seed}", f"epochs={most_epochs}", part)
+    found = store.get(*key)
+    if found is None:
         fitted = Fitted(candidate, pool, seed, most_epochs, keep=True)
         if candidate.model == "Kronos":
             fitted.model.set_sampling(**SAMPLINGS[candidate.view])
-        for part in missing:
-            started = time.perf_counter()
-            paths = fitted.paths(getattr(pool, part), STRIDES[part])
-            result = {
-                # Half of the room, and far more digits than prices have.
-                "paths": [one.astype(np.float32) for one in paths],
-                "fit_seconds": fitted.fit_seconds,
-                "forecast_seconds": time.perf_counter() - started,
-                "n_parameters": fitted.n_parameters,
-            }
-            found[part] = store.put(result, *keys[part])
-        print(f"  {pool.name}: {candidate.name}: seed {seed}, {', '.join(missing)}", flush=True)
+        started = time.perf_counter()
+        paths = fitted.paths(getattr(pool, part), STRIDES[part])
+        result = {
+            # Half of the room, and far more digits than prices have.
+            "paths": [one.astype(np.float32) for one in paths],
+            "fit_seconds": fitted.fit_seconds,
+            "forecast_seconds": time.perf_counter() - started,
+            "n_parameters": fitted.n_parameters,
+        }
+        found = store.put(result, *key)
+        print(f"  {pool.name}: {candidate.name}: seed {seed}, {part}", flush=True)
     return found
 
 
@@ -105,8 +91,8 @@ def validation_crps(
     """The mean CRPS of the close on the validation part, over the last close, by candidate."""
     losses = {}
     for candidate in tried:
-        found = forecast(store, pool, candidate, 0, most_epochs, ["val"])
-        scores = score_all(found["val"]["paths"], pool, "val")
+        found = forecast(store, pool, candidate, 0, most_epochs, "val")
+        scores = score_all(found["paths"], pool, "val")
         losses[candidate.name] = float(np.mean([one.crps.mean() for one in scores.values()]))
     return losses
 
@@ -133,7 +119,7 @@ def run_learned(
     """Scores of a learned model on the test part, a result for each seed."""
     results = []
     for seed in range(seeds):
-        found = forecast(store, pool, chosen, seed, most_epochs, ["test"])["test"]
+        found = forecast(store, pool, chosen, seed, most_epochs, "test")
         scores = score_all(found.pop("paths"), pool, "test")
         results.append({"scores": scores, "candidate": chosen.name, **found})
     return results

@@ -147,7 +147,8 @@ class Fitted:
             return _MAKERS[candidate.model](candidate, train, val, seed, most_epochs)
 
         if keep and candidate.model == "Kronos":
-            self.model, seconds = _kept("fits", (pool.name, candidate.name, seed), fit)
+            path, seconds = _kept("fits", (pool.name, candidate.name, seed), fit)
+            self.model = KronosModel.load(path)
         else:
             started = time.perf_counter()
             self.model = fit()
@@ -303,21 +304,19 @@ def _parameters(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in HOW_TO_FIT}
 
 
-def _kept(
-    folder: str, key: tuple[Any, ...], train: Callable[[], KronosModel]
-) -> tuple[KronosModel, float]:
-    """A model that is trained once, and the seconds that took."""
+def _kept(folder: str, key: tuple[Any, ...], train: Callable[[], KronosModel]) -> tuple[str, float]:
+    """The file of a model that is trained once, and the seconds that took."""
     store = Store(RESULTS / folder)
     path = store.path(*key, suffix=".pt")
     if store.get(*key) is None:
         started = time.perf_counter()
         train().save(str(path))
         store.put(time.perf_counter() - started, *key)
-    return KronosModel.load(str(path)), store.get(*key)
+    return str(path), store.get(*key)
 
 
-def _pretrained(config: dict[str, Any], seed: int) -> tuple[KronosModel, float]:
-    """A Kronos pretrained on simulated candles, for all pools, and the seconds that took."""
+def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
+    """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     own = _parameters(config)
     key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
     return _kept(
@@ -351,7 +350,7 @@ def _kronos(
     own = _parameters(candidate.config)
     load_best = candidate.config.get("load_best", False)
     if candidate.config.get("pretrained"):
-        model = _pretrained(candidate.config, seed)[0]
+        model = KronosModel.load(_pretrained(candidate.config, seed)[0])
     elif load_best:
         work_dir = tempfile.mkdtemp()
         model = _new_kronos({**own, "save_checkpoints": True, "work_dir": work_dir}, seed)
