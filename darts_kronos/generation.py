@@ -236,7 +236,7 @@ def sample_paths(
     if paths_per_turn < drawn_samples:
         windows_per_turn = 1
     turns = -(-B // windows_per_turn) * -(-drawn_samples // paths_per_turn)
-    with _ready(tokenizer, predictor, pack=n * turns >= PACKED_STEPS):
+    with _ready(tokenizer, predictor, lay_out=n * turns >= PACKED_STEPS):
         drawn = []
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
@@ -400,7 +400,7 @@ def _bytes_needed(
 
 
 @contextmanager
-def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, pack: bool) -> Iterator[None]:
+def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, lay_out: bool) -> Iterator[None]:
     """Both networks as generation wants them for the block: evaluating, folded and packed.
 
     Every module's own mode is restored after it.
@@ -413,10 +413,8 @@ def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, pack: bool) -
         stack.enter_context(_evaluating(tokenizer, predictor))
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(predictor.folded())
-        if pack or dtype != own:
-            stack.enter_context(packed(predictor, dtype))
-        if pack:
-            stack.enter_context(packed(tokenizer, own))
+        stack.enter_context(packed(predictor, dtype, lay_out))
+        stack.enter_context(packed(tokenizer, own, lay_out))
         yield
 
 

@@ -2,7 +2,8 @@
 
 On CPUs torch multiplies float32 matrices with its BLAS library, which on many processors is half
 as fast as oneDNN, the library that torch brings along for other data types. Here oneDNN is asked
-for float32 too, in training and in generation, wherever this build of torch has it.
+for float32 too, in training and in generation, wherever this build of torch has it. Single rows,
+which are all that a single path needs for a step, are left to kernels that numba compiles.
 
 Shapes by letter: ... any leading shape, I and O widths in and out.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from darts_kronos.nn.rows import RowProduct, is_row, kernels_for
 
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers work, and gain nearly as much."""
@@ -72,7 +75,7 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 class PackedWeights:
-    """Weights of a linear layer, laid out once for many small products without gradients.
+    """Weights of a linear layer, made ready once for many small products without gradients.
 
     Parameters
     ----------
@@ -80,30 +83,26 @@ class PackedWeights:
         The layer.
     dtype
         Data type of the product; the result has that of the input.
+    lay_out
+        Whether there will be enough products of several rows to lay the weights out for them.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, lay_out: bool):
         self.dtype = dtype
         self.weight = layer.weight.detach().to(dtype)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        self.reordered = (
-            _HAS_ONEDNN
-            and self.weight.device.type == "cpu"
-            and (dtype == torch.float32 or _onednn_has(dtype))
-        )
-        self.plain = self.weight
-        self.of_row: Tensor | None = None
-        if self.reordered:
+        on_cpu = self.weight.device.type == "cpu"
+        kernels = kernels_for(self.weight, self.bias)
+        self.row = None if kernels is None else RowProduct(kernels, self.weight, self.bias)
+        self.by_onednn = _HAS_ONEDNN and on_cpu and (dtype == torch.float32 or _onednn_has(dtype))
+        if self.by_onednn and lay_out:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
-        if self.reordered and self.dtype == torch.float32 and x.numel() == x.shape[-1]:
-            # One row is read fastest by torch's own product of weights that lie input by input.
-            if self.of_row is None:
-                self.of_row = self.plain.t().contiguous().t()
-            return F.linear(x.float(), self.of_row, self.bias).to(x.dtype)
-        product = _onednn if self.reordered else F.linear
+        if self.row is not None and is_row(x):
+            return self.row(x.float()).to(x.dtype)
+        product = _onednn if self.by_onednn else F.linear
         return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
 
 
@@ -132,11 +131,24 @@ class Linear(nn.Linear):
 
     packed: PackedWeights | None = None
 
+    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+        """Make the weights ready for products of `dtype`."""
+        self.packed = PackedWeights(self, dtype, lay_out)
+
+    def unpack(self) -> None:
+        """Go back to products with gradients."""
+        self.packed = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., O) of inputs (..., I)."""
         if self.packed is not None:
             return self.packed(x)
         return linear(x, self.weight, self.bias)
+
+
+def are_plain(*layers: nn.Module) -> bool:
+    """Whether these are linear layers and nothing more: an adapter such as LoRA is around none."""
+    return all(isinstance(layer, Linear) for layer in layers)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -185,17 +197,37 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x)
 
 
+@runtime_checkable
+class Packable(Protocol):
+    """A module whose weights can be made ready for many products without gradients."""
+
+    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+        """Make them ready for products of `dtype`, laid out for those of several rows or not."""
+
+    def unpack(self) -> None:
+        """Be as before."""
+
+
 @contextmanager
-def packed(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Pack the weights of all linear layers for the block, for products of `dtype`.
+def packed(network: nn.Module, dtype: torch.dtype, lay_out: bool = True) -> Iterator[None]:
+    """Pack the weights of all layers for the block, for products of `dtype`.
 
     Within it there are no gradients, and weights must not change.
+
+    Parameters
+    ----------
+    network
+        Whose layers are packed.
+    dtype
+        Data type of the products.
+    lay_out
+        Whether there will be enough products of several rows to lay weights out for them.
     """
-    layers = [module for module in network.modules() if isinstance(module, Linear)]
+    layers = [module for module in network.modules() if isinstance(module, Packable)]
     try:
         for layer in layers:
-            layer.packed = PackedWeights(layer, dtype)
+            layer.pack(dtype, lay_out)
         yield
     finally:
         for layer in layers:
-            layer.packed = None
+            layer.unpack()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.attention import causal_attention
-from darts_kronos.nn.kernels import Linear, RMSNorm
+from darts_kronos.nn.kernels import Linear, RMSNorm, are_plain
+from darts_kronos.nn.rows import RowBlock, is_row, kernels_for
 
 ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
@@ -134,26 +135,39 @@ class LayerCache:
 
     @property
     def joined(self) -> KeysValues:
-        """Keys and values of the window and of a single path's own bars, each (B, H, L, K)."""
+        """Keys and values of the window and of a single path, with room for its bars to come.
+
+        Each (B, H, T + capacity, K), or (B, H, T, K) before the first ``extend``; of these,
+        ``seen`` are attended to.
+        """
         if self.path_keys is None or self.path_values is None:
-            return self.window
-        seen = slice(self.dropped, self.prefix[0].shape[2] + self.length)
-        return self.path_keys[:, :, 0, seen], self.path_values[:, :, 0, seen]
+            return self.prefix
+        return self.path_keys[:, :, 0], self.path_values[:, :, 0]
+
+    @property
+    def seen(self) -> slice:
+        """The bars of ``joined`` that are attended to."""
+        return slice(self.dropped, self.prefix[0].shape[2] + self.length)
+
+    def reserve(self, paths: int, capacity: int) -> KeysValues:
+        """``path_keys`` and ``path_values``, made with room for `capacity` bars if need be."""
+        if self.path_keys is None or self.path_values is None:
+            B, H, T, K = self.prefix[0].shape
+            before = T if paths == 1 else 0
+            self.path_keys = self.prefix[0].new_empty(B, H, paths, before + capacity, K)
+            self.path_values = torch.empty_like(self.path_keys)
+            if paths == 1:
+                self.path_keys[:, :, 0, :before] = self.prefix[0]
+                self.path_values[:, :, 0, :before] = self.prefix[1]
+        return self.path_keys, self.path_values
 
     def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
-        B, H, S, M, K = keys.shape
-        before = self.prefix[0].shape[2] if S == 1 else 0
-        if self.path_keys is None or self.path_values is None:
-            shape = (B, H, S, before + capacity, K)
-            self.path_keys = keys.new_empty(shape, dtype=self.prefix[0].dtype)
-            self.path_values = torch.empty_like(self.path_keys)
-            if S == 1:
-                self.path_keys[:, :, 0, :before] = self.prefix[0]
-                self.path_values[:, :, 0, :before] = self.prefix[1]
-        new = slice(before + self.length, before + self.length + M)
-        self.path_keys[:, :, :, new] = keys
-        self.path_values[:, :, :, new] = values
+        _, _, S, M, _ = keys.shape
+        path_keys, path_values = self.reserve(S, capacity)
+        start = self.length + (self.prefix[0].shape[2] if S == 1 else 0)
+        path_keys[:, :, :, start : start + M] = keys
+        path_values[:, :, :, start : start + M] = values
         self.length += M
 
     def restart(self) -> LayerCache:
@@ -246,12 +260,12 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
 
 def _attend_joined(queries: Tensor, cache: LayerCache) -> Tensor:
     """The same of windows with a single path, (B, H, M, K)."""
-    keys, values = cache.joined
-    M, L = queries.shape[2], keys.shape[2]
-    seen = None
+    (keys, values), seen = cache.joined, cache.seen
+    keys, values = keys[:, :, seen], values[:, :, seen]
+    M, L, mask = queries.shape[2], keys.shape[2], None
     if M > 1:
-        seen = torch.ones(M, L, dtype=torch.bool, device=keys.device).tril(L - M)
-    return F.scaled_dot_product_attention(queries.to(keys.dtype), keys, values, attn_mask=seen)
+        mask = torch.ones(M, L, dtype=torch.bool, device=keys.device).tril(L - M)
+    return F.scaled_dot_product_attention(queries.to(keys.dtype), keys, values, attn_mask=mask)
 
 
 class CausalSelfAttention(nn.Module):
@@ -311,7 +325,15 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then feed-forward, each with a residual."""
+    """A pre-norm transformer block: attention, then feed-forward, each with a residual.
+
+    Attributes
+    ----------
+    packed
+        Its weights for single new bars, while there may be such and a kernel for them.
+    """
+
+    packed: RowBlock | None = None
 
     def __init__(
         self,
@@ -339,8 +361,26 @@ class Block(nn.Module):
         """Outputs (B, T, D) of whole windows."""
         return self.prefill(x, rotary)[0]
 
+    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+        """Make the weights ready for single new bars."""
+        attn, ffn = self.attn, self.ffn
+        if not are_plain(attn.qkv, attn.out, ffn.gate_value, ffn.down):
+            return
+        weights = (
+            *(self.attn_norm.weight, attn.qkv.weight, attn.qkv.bias, attn.out.weight),
+            *(attn.out.bias, self.ffn_norm.weight, ffn.gate_value.weight, ffn.down.weight),
+        )
+        kernels = kernels_for(*weights) if dtype == torch.float32 else None
+        self.packed = None if kernels is None else RowBlock(kernels, *weights)
+
+    def unpack(self) -> None:
+        """Go back to what any number of bars takes."""
+        self.packed = None
+
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
+        if self.packed is not None and is_row(x):
+            return self.packed(x, NORM_EPS, rotary, cache, capacity)
         x = x + self.attn.extend(self.attn_norm(x), rotary, cache, capacity)
         return x + self.ffn(self.ffn_norm(x))
 

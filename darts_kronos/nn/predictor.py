@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from darts_kronos.nn.attention import causal_attention
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
-from darts_kronos.nn.kernels import Linear, RMSNorm
+from darts_kronos.nn.kernels import Linear, RMSNorm, are_plain
 from darts_kronos.nn.layers import (
     NORM_EPS,
     Block,
@@ -28,6 +28,7 @@ from darts_kronos.nn.layers import (
     contiguous,
 )
 from darts_kronos.nn.quantizer import weighted_mean
+from darts_kronos.nn.rows import RowConditioning, is_row, kernels_for
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
@@ -105,7 +106,14 @@ class S2Conditioning(nn.Module):
 
     The query is the next bar's coarse token; neither it nor the keys are rotated. Training is
     causal, so each position computes what generation computes there.
+
+    Attributes
+    ----------
+    packed
+        Its weights for single paths, while there may be such and kernels for them.
     """
+
+    packed: RowConditioning | None = None
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -131,12 +139,35 @@ class S2Conditioning(nn.Module):
         y = causal_attention(queries, keys, values)
         return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
 
+    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+        """Make the weights ready for single paths."""
+        both, out = self.key_value, self.out
+        if not are_plain(both, out):
+            return
+        weights = (both.weight, both.bias, out.weight, out.bias, self.norm.weight)
+        kernels = kernels_for(*weights) if dtype == torch.float32 else None
+        self.packed = None if kernels is None else RowConditioning(kernels, *weights)
+
+    def unpack(self) -> None:
+        """Go back to what any number of paths takes."""
+        self.packed = None
+
+    def keep(self, hidden: Tensor, cache: LayerCache, capacity: int) -> None:
+        """Add the hidden states, (B, S, M, D), of M new bars of each path to the cache."""
+        if self.packed is not None and is_row(hidden):
+            self.packed.keep(hidden, cache, capacity)
+            return
+        keys, values = self.keys_values(hidden)
+        cache.append(keys.transpose(1, 2), values.transpose(1, 2), capacity)
+
     def last(self, hidden: Tensor, queries: Tensor, cache: LayerCache) -> Tensor:
         """Conditioned states (B, S, D) of each path's newest bar.
 
         `hidden` is its state, (B, S, D), which the cache holds already; `queries`, (B, S, D), are
         those of the chosen s1.
         """
+        if self.packed is not None and is_row(hidden):
+            return self.packed(hidden, queries, NORM_EPS, cache)
         y = attend_shared(self._heads(queries).unsqueeze(-2), cache)
         return self.norm(hidden + self.out(y.squeeze(-2).transpose(1, 2).flatten(-2)))
 
@@ -269,8 +300,7 @@ class KronosPredictor(nn.Module):
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
         hidden = self.norm(self.transformer.extend(self._embed(s1, s2, spread), cache))
-        keys, values = self.s2_conditioning.keys_values(hidden)
-        cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
+        self.s2_conditioning.keep(hidden, cache.layers[-1], cache.capacity)
         return hidden[:, :, -1]
 
     def s1_logits(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,206 @@
+"""One bar of one path through a block of the transformer, compiled by numba for this processor.
+
+A step of a single path reads every weight once and does little with it. Torch calls some thirty
+small operations for each block, and its products of one row reach a third to two thirds of the
+memory's bandwidth; a plain loop over the rows of a weight, which lies output by output, reaches
+nearly all of it. All arrays are float32 and contiguous. Machine code is kept between processes
+where numba finds a folder for it.
+
+Shapes by letter: D width of the model, H heads, K width of a head (D = H * K), F width of the
+feed-forward, L bars that a cache holds, I and O widths in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+REORDERED = {"reassoc", "contract", "nsz"}
+"""What the compiler may do to sums: add in another order. NaN and infinity stay what they are."""
+
+NONE = np.empty(0, dtype=np.float32)
+"""The bias of a layer without one."""
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    try:
+        kept = njit(cache=True, fastmath=REORDERED, error_model="numpy", nogil=True)
+        return kept(function)
+    except RuntimeError:  # neither this folder nor the user's can be written
+        return njit(fastmath=REORDERED, error_model="numpy", nogil=True)(function)
+
+
+@_compiled
+def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
+    """``out = weight @ x + bias``, (O,), of weights (O, I), x (I,) and a bias (O,) or NONE."""
+    for o in range(weight.shape[0]):
+        total = np.float32(0)
+        for i in range(weight.shape[1]):
+            total += weight[o, i] * x[i]
+        out[o] = total
+    for o in range(bias.size):
+        out[o] += bias[o]
+
+
+@_compiled
+def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
+    """``out``, (D,): `x` over its root mean square, times `weight`."""
+    squares = np.float32(0)
+    for i in range(x.size):
+        squares += x[i] * x[i]
+    factor = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
+    for i in range(x.size):
+        out[i] = x[i] * factor * weight[i]
+
+
+@_compiled
+def attend(queries: Array, keys: Array, values: Array, first: int, end: int, out: Array) -> None:
+    """``out``, (H, K): attention of queries (H, K) over bars `first` to `end` of (H, L, K)."""
+    H, _, K = keys.shape
+    scale = np.float32(1) / np.sqrt(np.float32(K))
+    weights = np.empty(end - first, dtype=np.float32)
+    for h in range(H):
+        highest = np.float32(-np.inf)
+        for at in range(first, end):
+            score = np.float32(0)
+            for k in range(K):
+                score += queries[h, k] * keys[h, at, k]
+            weights[at - first] = score * scale
+            highest = max(highest, weights[at - first])
+        total = np.float32(0)
+        for i in range(end - first):
+            weights[i] = np.exp(weights[i] - highest)
+            total += weights[i]
+        for k in range(K):
+            out[h, k] = np.float32(0)
+        for at in range(first, end):
+            weight = weights[at - first]
+            for k in range(K):
+                out[h, k] += weight * values[h, at, k]
+        for k in range(K):
+            out[h, k] /= total
+
+
+@_compiled
+def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
+    """``out``, (K,): a head of queries or keys, rotated as ``layers.rotate`` does."""
+    half = head.size // 2
+    for k in range(half):
+        first, second = head[k], head[k + half]
+        out[k] = first * cosines[k] + second * sines[k]
+        out[k + half] = second * cosines[k + half] + first * sines[k + half]
+
+
+@_compiled
+def _copy(row: Array, out: Array) -> None:
+    # Assignments of whole rows take numba ten times as long to compile.
+    for i in range(row.size):
+        out[i] = row[i]
+
+
+@_compiled
+def block(
+    x: Array,
+    attn_norm: Array,
+    qkv: Array,
+    qkv_bias: Array,
+    out: Array,
+    out_bias: Array,
+    ffn_norm: Array,
+    gate_value: Array,
+    down: Array,
+    eps: float,
+    keys: Array,
+    values: Array,
+    first: int,
+    at: int,
+    cosines: Array,
+    sines: Array,
+) -> None:
+    """A block's output for the newest bar of a path.
+
+    Parameters
+    ----------
+    x
+        The bar's state, (D,); what the block makes of it is written there.
+    attn_norm, qkv, qkv_bias, out, out_bias, ffn_norm, gate_value, down
+        The block's weights, each as in ``layers.Block``.
+    eps
+        Of both norms.
+    keys, values
+        Of the window and of the path, (H, L, K). The new bar's are written at `at`.
+    first, at
+        The oldest bar that is attended to, and the new one.
+    cosines, sines
+        Of the new bar's position, (K,).
+    """
+    H, _, K = keys.shape
+    D, F = x.size, down.shape[1]
+    row = np.empty(D, dtype=np.float32)
+    normed(x, attn_norm, eps, row)
+    heads = np.empty((3, H, K), dtype=np.float32)
+    product(qkv, qkv_bias, row, heads.reshape(3 * D))
+    queries, attended = np.empty((H, K), dtype=np.float32), np.empty((H, K), dtype=np.float32)
+    for h in range(H):
+        _rotate(heads[0, h], cosines, sines, queries[h])
+        _rotate(heads[1, h], cosines, sines, keys[h, at])
+        _copy(heads[2, h], values[h, at])
+    attend(queries, keys, values, first, at + 1, attended)
+    product(out, out_bias, attended.reshape(D), row)
+    for i in range(D):
+        x[i] += row[i]
+
+    normed(x, ffn_norm, eps, row)
+    hidden, none = np.empty(2 * F, dtype=np.float32), np.empty(0, dtype=np.float32)
+    product(gate_value, none, row, hidden)
+    for i in range(F):
+        hidden[i] = hidden[i] / (np.float32(1) + np.exp(-hidden[i])) * hidden[F + i]
+    product(down, none, hidden[:F], row)
+    for i in range(D):
+        x[i] += row[i]
+
+
+@_compiled
+def keep(
+    hidden: Array, key_value: Array, key_value_bias: Array, keys: Array, values: Array, at: int
+) -> None:
+    """Write the s2 attention's key and value of a hidden state, (D,), to bar `at` of (H, L, K)."""
+    H, _, K = keys.shape
+    both = np.empty((2, H, K), dtype=np.float32)
+    product(key_value, key_value_bias, hidden, both.reshape(2 * H * K))
+    for h in range(H):
+        _copy(both[0, h], keys[h, at])
+        _copy(both[1, h], values[h, at])
+
+
+@_compiled
+def conditioned(
+    hidden: Array,
+    queries: Array,
+    out: Array,
+    out_bias: Array,
+    norm: Array,
+    eps: float,
+    keys: Array,
+    values: Array,
+    first: int,
+    end: int,
+    result: Array,
+) -> None:
+    """``result``, (D,): a hidden state, (D,), told the coarse token that `queries`, (D,), are of.
+
+    Weights are as in ``predictor.S2Conditioning``; bars `first` to `end` of the keys and values,
+    (H, L, K), are attended to.
+    """
+    H, _, K = keys.shape
+    attended, row = np.empty((H, K), dtype=np.float32), np.empty(H * K, dtype=np.float32)
+    attend(queries.reshape(H, K), keys, values, first, end, attended)
+    product(out, out_bias, attended.reshape(H * K), row)
+    for i in range(row.size):
+        row[i] += hidden[i]
+    normed(row, norm, eps, result)
