@@ -85,7 +85,9 @@ class Sampling:
         """One token id, (...), for each row of logits (..., V), by torch's global generator."""
         if self.greedy:
             return logits.argmax(dim=-1)
-        logits = logits.float() / self.temperature
+        logits = logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
         ids = None
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits, ids = logits.topk(self.top_k, dim=-1)
@@ -116,15 +118,14 @@ def _keep_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def _draw(probabilities: Tensor) -> Tensor:
-    """One place, (..., 1), for each row of probabilities (..., V) in any order and scale.
+    """One place, (..., 1), for each row of float32 probabilities (..., V) in any order and scale.
 
     The place whose part of the sum holds a uniform number; one of probability 0 holds none.
     """
     sums = probabilities.cumsum(dim=-1)
     total = sums[..., -1:]
-    at = torch.rand_like(total) * total
-    at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(sums, at, right=True)
+    # Below the sum, also when rounded: torch's uniform numbers are multiples of 2**-24 below 1.
+    return torch.searchsorted(sums, torch.rand_like(total).mul_(total), right=True)
 
 
 def generate(

@@ -89,7 +89,7 @@ class TestPredictor:
     def test_lower_precision_is_left_to_torch(self, predictor):
         with packed(predictor, torch.bfloat16):
             assert self.of_blocks(predictor) == [None, None]
-            assert predictor.s2_conditioning.packed is None
+            assert predictor.packed is None
 
     def test_many_threads_gain_on_large_weights_alone(self, predictor, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: rows.THREADS_OUTDONE + 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from darts_kronos.generation import Paths, Sampling, sample_paths
 from timing import machine, original
-from timing.clock import Plan, Seconds, WrongAnswer, row, seconds_of
+from timing.clock import Plan, Seconds, WrongAnswer, now, row, seconds_of
 
 CHECKED_BARS = 12
 """New bars of each window that are compared token by token; of the first window, all."""
@@ -19,6 +20,9 @@ NEARLY_GREEDY = Sampling(temperature=1e-6)
 """Draws the most probable token by the way that sampling takes, in all paths."""
 
 MAX_CONTEXT = 512
+
+STEPS_MEASURED = 7
+"""Runs of one path whose steps are compared with the memory's bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def check(nets: original.Networks, case: Case, inputs: tuple[Tensor, Tensor], ba
                 )
 
 
-def weight_bytes(nets: original.Networks, case: Case) -> int:
+def weight_bytes(nets: original.Networks) -> int:
     """Bytes of weights that one step of the predictor reads: its blocks, s2 layer and heads."""
     predictor = nets.predictor
     parts = (
@@ -114,6 +118,48 @@ def weight_bytes(nets: original.Networks, case: Case) -> int:
         predictor.s2_head,
     )
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def kept_bytes(nets: original.Networks, case: Case) -> float:
+    """Bytes of keys and values that one step of one path reads, in the mean over the horizon."""
+    config = nets.predictor.config
+    bars = case.context + case.horizon / 2
+    return (
+        bars * (config.n_layers + 1) * 2 * config.d_model * nets.predictor.s1_head.weight.itemsize
+    )
+
+
+@dataclass(frozen=True)
+class _Timed(Sampling):
+    """Sampling that notes when each token is drawn."""
+
+    moments: list[float] = field(default_factory=list)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """One token id for each row of logits."""
+        self.moments.append(now())
+        return super().draw(logits)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one path: its seconds, and the bytes a second that memory gave around it."""
+
+    seconds: float
+    bandwidth: float
+
+
+def steps(nets: original.Networks, inputs: tuple[Tensor, Tensor], case: Case) -> list[Step]:
+    """The median step of each of several runs, from one s1 to the next."""
+    found = []
+    for _ in range(STEPS_MEASURED):
+        sampling = _Timed()
+        before = machine.bandwidth()
+        _ours(nets, case, inputs, sampling)
+        of_s1 = np.asarray(sampling.moments[::2])
+        rate = max(before, machine.bandwidth())
+        found.append(Step(float(np.median(np.diff(of_s1))), rate))
+    return found
 
 
 def measure(case: Case, plan: Plan) -> dict[str, Any]:
@@ -140,32 +186,17 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
     tokens = case.windows * case.paths * case.horizon
     more: dict[str, Any] = {"bars/s": tokens / Seconds(ours).median}
     if case.windows * case.paths == 1:
-        rate = weight_bytes(nets, case) / step_seconds(nets, inputs, case)
-        more |= {"weights GB/s": rate / 1e9, "share of bandwidth": rate / machine.bandwidth()}
+        found, of_weights = steps(nets, inputs, case), weight_bytes(nets)
+        whole = of_weights + kept_bytes(nets, case)
+        more |= {
+            "step ms": 1e3 * float(np.median([one.seconds for one in found])),
+            "memory GB/s": float(np.median([one.bandwidth for one in found])) / 1e9,
+        }
+        for name, read in (("weights", of_weights), ("all that is read", whole)):
+            shares = [read / one.seconds / one.bandwidth for one in found]
+            more[f"{name}: MB"] = read / 1e6
+            more[f"{name}: share of bandwidth"] = float(np.median(shares))
     return row(case.name, Seconds(ours), Seconds(theirs, part), **more)
-
-
-def step_seconds(nets: original.Networks, inputs: tuple[Tensor, Tensor], case: Case) -> float:
-    """Seconds of one step of one path: a run over the whole horizon less one over half of it."""
-    context, stamps = inputs
-    best = {}
-    for n in (case.horizon // 2, case.horizon):
-        best[n] = min(
-            seconds_of(
-                lambda n=n: sample_paths(
-                    nets.tokenizer,
-                    nets.predictor,
-                    context,
-                    stamps[:, : case.context + n],
-                    n=n,
-                    max_context=MAX_CONTEXT,
-                    sampling=Sampling(),
-                )
-            )
-            for _ in range(5)
-        )
-    half, whole = best
-    return (best[whole] - best[half]) / (whole - half)
 
 
 def run(plan: Plan) -> list[dict[str, Any]]:

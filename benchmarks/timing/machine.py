@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -37,7 +36,6 @@ def _processor() -> str:
         return platform.processor()
 
 
-@cache
 def bandwidth(repeats: int = 5) -> float:
     """Bytes a second that the threads in use read from memory: the best of `repeats` sums."""
     numbers = torch.ones(BANDWIDTH_BYTES // 4)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,6 +111,8 @@ class LayerCache:
         Own bars of a path that are filled in.
     dropped
         Oldest bars, of the window and then of the paths, that are not attended to any more.
+    arrays
+        ``joined`` of one window and a single path as arrays of numpy, once ``of_row`` was called.
     """
 
     prefix: KeysValues
@@ -117,6 +120,7 @@ class LayerCache:
     path_values: Tensor | None = None
     length: int = 0
     dropped: int = 0
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def window(self) -> KeysValues:
@@ -160,6 +164,13 @@ class LayerCache:
                 self.path_keys[:, :, 0, :before] = self.prefix[0]
                 self.path_values[:, :, 0, :before] = self.prefix[1]
         return self.path_keys, self.path_values
+
+    def of_row(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+        """``joined`` of one window and a single path, each (H, T + capacity, K), in place."""
+        if self.arrays is None:
+            keys, values = self.reserve(1, capacity)
+            self.arrays = keys[0, :, 0].numpy(), values[0, :, 0].numpy()
+        return self.arrays
 
     def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
@@ -207,6 +218,8 @@ class Cache:
 
     def keep(self, most: int) -> None:
         """Attend to the newest `most` bars only, of which one is about to be added."""
+        if self.prefix_length + self.path_length < most:
+            return
         for layer in self.layers:
             layer.dropped = max(0, self.prefix_length + layer.length + 1 - most)
 
@@ -379,8 +392,6 @@ class Block(nn.Module):
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
-        if self.packed is not None and is_row(x):
-            return self.packed(x, NORM_EPS, rotary, cache, capacity)
         x = x + self.attn.extend(self.attn_norm(x), rotary, cache, capacity)
         return x + self.ffn(self.ffn_norm(x))
 
@@ -424,6 +435,14 @@ class CausalStack(nn.Module):
         start = cache.prefix_length + cache.path_length
         new = slice(start, start + x.shape[-2])
         rotary = (cache.rotary[0][new], cache.rotary[1][new])
-        for block, layer_cache in zip(self._iterate(), cache.layers, strict=False):
+        blocks = list(zip(self._iterate(), cache.layers, strict=False))
+        if is_row(x) and all(block.packed is not None for block, _ in blocks):
+            x = x.clone(memory_format=torch.contiguous_format)
+            row, cosines, sines = (one.view(-1).numpy() for one in (x, *rotary))
+            for block, layer_cache in blocks:
+                assert block.packed is not None
+                block.packed(row, NORM_EPS, cosines, sines, layer_cache, cache.capacity)
+            return x
+        for block, layer_cache in blocks:
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

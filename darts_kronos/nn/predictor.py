@@ -28,7 +28,7 @@ from darts_kronos.nn.layers import (
     contiguous,
 )
 from darts_kronos.nn.quantizer import weighted_mean
-from darts_kronos.nn.rows import RowConditioning, is_row, kernels_for
+from darts_kronos.nn.rows import RowHeads, is_row, kernels_for
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
@@ -106,14 +106,7 @@ class S2Conditioning(nn.Module):
 
     The query is the next bar's coarse token; neither it nor the keys are rotated. Training is
     causal, so each position computes what generation computes there.
-
-    Attributes
-    ----------
-    packed
-        Its weights for single paths, while there may be such and kernels for them.
     """
-
-    packed: RowConditioning | None = None
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -139,35 +132,12 @@ class S2Conditioning(nn.Module):
         y = causal_attention(queries, keys, values)
         return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
 
-    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
-        """Make the weights ready for single paths."""
-        both, out = self.key_value, self.out
-        if not are_plain(both, out):
-            return
-        weights = (both.weight, both.bias, out.weight, out.bias, self.norm.weight)
-        kernels = kernels_for(*weights) if dtype == torch.float32 else None
-        self.packed = None if kernels is None else RowConditioning(kernels, *weights)
-
-    def unpack(self) -> None:
-        """Go back to what any number of paths takes."""
-        self.packed = None
-
-    def keep(self, hidden: Tensor, cache: LayerCache, capacity: int) -> None:
-        """Add the hidden states, (B, S, M, D), of M new bars of each path to the cache."""
-        if self.packed is not None and is_row(hidden):
-            self.packed.keep(hidden, cache, capacity)
-            return
-        keys, values = self.keys_values(hidden)
-        cache.append(keys.transpose(1, 2), values.transpose(1, 2), capacity)
-
     def last(self, hidden: Tensor, queries: Tensor, cache: LayerCache) -> Tensor:
         """Conditioned states (B, S, D) of each path's newest bar.
 
         `hidden` is its state, (B, S, D), which the cache holds already; `queries`, (B, S, D), are
         those of the chosen s1.
         """
-        if self.packed is not None and is_row(hidden):
-            return self.packed(hidden, queries, NORM_EPS, cache)
         y = attend_shared(self._heads(queries).unsqueeze(-2), cache)
         return self.norm(hidden + self.out(y.squeeze(-2).transpose(1, 2).flatten(-2)))
 
@@ -179,7 +149,14 @@ class KronosPredictor(nn.Module):
     ----------
     config
         Shape of the network.
+
+    Attributes
+    ----------
+    packed
+        Weights of what comes after the blocks, while kernels may take single paths through them.
     """
+
+    packed: RowHeads | None = None
 
     def __init__(self, config: PredictorConfig):
         super().__init__()
@@ -299,8 +276,12 @@ class KronosPredictor(nn.Module):
             Each path's newest hidden state, (B, S, D).
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
-        hidden = self.norm(self.transformer.extend(self._embed(s1, s2, spread), cache))
-        self.s2_conditioning.keep(hidden, cache.layers[-1], cache.capacity)
+        x = self.transformer.extend(self._embed(s1, s2, spread), cache)
+        if self.packed is not None and is_row(x):
+            return self.packed.hidden(x, NORM_EPS, cache.layers[-1], cache.capacity)[:, :, -1]
+        hidden = self.norm(x)
+        keys, values = self.s2_conditioning.keys_values(hidden)
+        cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
         return hidden[:, :, -1]
 
     def s1_logits(self, hidden: Tensor) -> Tensor:
@@ -313,7 +294,26 @@ class KronosPredictor(nn.Module):
             queries = self.s2_conditioning.query(self.tokens.s1(next_s1))
         else:
             queries = F.embedding(next_s1, self.queries)
+        if self.packed is not None and is_row(hidden):
+            return self.packed.s2_logits(hidden, queries, NORM_EPS, cache.layers[-1])
         return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
+
+    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+        """Make the weights after the blocks ready for single paths."""
+        s2 = self.s2_conditioning
+        if not are_plain(s2.key_value, s2.out, self.s2_head):
+            return
+        weights = (
+            *(self.norm.weight, s2.key_value.weight, s2.key_value.bias),
+            *(s2.out.weight, s2.out.bias, s2.norm.weight),
+            *(self.s2_head.weight, self.s2_head.bias),
+        )
+        kernels = kernels_for(*weights) if dtype == torch.float32 else None
+        self.packed = None if kernels is None else RowHeads(kernels, *weights)
+
+    def unpack(self) -> None:
+        """Go back to what any number of paths takes."""
+        self.packed = None
 
     @contextmanager
     def folded(self) -> Iterator[None]:

@@ -167,10 +167,23 @@ def block(
 
 @_compiled
 def keep(
-    hidden: Array, key_value: Array, key_value_bias: Array, keys: Array, values: Array, at: int
+    x: Array,
+    norm: Array,
+    eps: float,
+    key_value: Array,
+    key_value_bias: Array,
+    keys: Array,
+    values: Array,
+    at: int,
+    hidden: Array,
 ) -> None:
-    """Write the s2 attention's key and value of a hidden state, (D,), to bar `at` of (H, L, K)."""
+    """``hidden``, (D,): the last block's output `x`, normalised; the s2 attention keeps it.
+
+    Its key and value are written to bar `at` of (H, L, K). Weights are those of
+    ``predictor.KronosPredictor.norm`` and ``predictor.S2Conditioning``.
+    """
     H, _, K = keys.shape
+    normed(x, norm, eps, hidden)
     both = np.empty((2, H, K), dtype=np.float32)
     product(key_value, key_value_bias, hidden, both.reshape(2 * H * K))
     for h in range(H):
@@ -179,23 +192,25 @@ def keep(
 
 
 @_compiled
-def conditioned(
+def s2_logits(
     hidden: Array,
     queries: Array,
     out: Array,
     out_bias: Array,
     norm: Array,
     eps: float,
+    head: Array,
+    head_bias: Array,
     keys: Array,
     values: Array,
     first: int,
     end: int,
-    result: Array,
+    logits: Array,
 ) -> None:
-    """``result``, (D,): a hidden state, (D,), told the coarse token that `queries`, (D,), are of.
+    """``logits``, (O,): of the fine token, given a hidden state, (D,), and the coarse token.
 
-    Weights are as in ``predictor.S2Conditioning``; bars `first` to `end` of the keys and values,
-    (H, L, K), are attended to.
+    `queries`, (D,), are the coarse token's; bars `first` to `end` of the keys and values,
+    (H, L, K), are attended to. Weights are those of ``predictor.S2Conditioning`` and of the head.
     """
     H, _, K = keys.shape
     attended, row = np.empty((H, K), dtype=np.float32), np.empty(H * K, dtype=np.float32)
@@ -203,4 +218,6 @@ def conditioned(
     product(out, out_bias, attended.reshape(H * K), row)
     for i in range(row.size):
         row[i] += hidden[i]
-    normed(row, norm, eps, result)
+    conditioned = np.empty(row.size, dtype=np.float32)
+    normed(row, norm, eps, conditioned)
+    product(head, head_bias, conditioned, logits)

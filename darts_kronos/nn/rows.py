@@ -11,11 +11,12 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from darts_kronos.nn.layers import LayerCache, Rotary
+    from darts_kronos.nn.layers import LayerCache
 
 
 THREADS_OUTDONE = 2
@@ -75,40 +76,45 @@ class RowBlock(_Weights):
     """A block of the transformer, given its weights in the order that the kernel names."""
 
     def __call__(
-        self, x: Tensor, eps: float, rotary: Rotary, cache: LayerCache, capacity: int
-    ) -> Tensor:
-        """The output for the new bar's state `x`, of its shape, (1, 1, 1, D)."""
-        out = x.clone(memory_format=torch.contiguous_format)
-        keys, values = (one[0, :, 0].numpy() for one in cache.reserve(1, capacity))
-        seen, (cosines, sines) = cache.seen, (one[0].numpy() for one in rotary)
-        self.kernels.block(
-            *(out.view(-1).numpy(), *self.arrays, eps),
-            *(keys, values, seen.start, seen.stop, cosines, sines),
-        )
+        self,
+        row: np.ndarray,
+        eps: float,
+        cosines: np.ndarray,
+        sines: np.ndarray,
+        cache: LayerCache,
+        capacity: int,
+    ) -> None:
+        """Replace the new bar's state, (D,), by the output; the bar is added to the cache."""
+        keys, values = cache.of_row(capacity)
+        seen = cache.seen
+        place = (keys, values, seen.start, seen.stop)
+        self.kernels.block(row, *self.arrays, eps, *place, cosines, sines)
         cache.length += 1
-        return out
 
 
-class RowConditioning(_Weights):
-    """The s2 conditioning, given its weights in the order that the kernels name.
+class RowHeads(_Weights):
+    """What comes after the predictor's blocks, given its weights in the order of the kernels.
 
-    These are ``key_value`` with its bias, ``out`` with its bias, and the norm's.
+    These are the norm's, those of the s2 conditioning, ``key_value`` and ``out`` with biases and
+    its norm's, and those of the s2 head.
     """
 
-    def keep(self, hidden: Tensor, cache: LayerCache, capacity: int) -> None:
-        """Add a hidden state, (1, 1, 1, D), to the cache."""
-        keys, values = (one[0, :, 0].numpy() for one in cache.reserve(1, capacity))
-        row = hidden.reshape(-1).numpy()
-        self.kernels.keep(row, *self.arrays[:2], keys, values, cache.seen.stop)
+    def hidden(self, x: Tensor, eps: float, cache: LayerCache, capacity: int) -> Tensor:
+        """The hidden state of the blocks' output, (1, 1, 1, D), which the cache keeps."""
+        norm, *key_value = self.arrays[:3]
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        row, result = (one.view(-1).numpy() for one in (x, out))
+        place = (*cache.of_row(capacity), cache.seen.stop)
+        self.kernels.keep(row, norm, eps, *key_value, *place, result)
         cache.length += 1
-
-    def __call__(self, hidden: Tensor, queries: Tensor, eps: float, cache: LayerCache) -> Tensor:
-        """The conditioned state of a hidden one, (1, 1, D), and of the chosen s1's queries."""
-        out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        keys, values = (one[0].numpy() for one in cache.joined)
-        rows = (one.reshape(-1).numpy() for one in (hidden, queries))
-        self.kernels.conditioned(
-            *(*rows, *self.arrays[2:], eps),
-            *(keys, values, cache.seen.start, cache.seen.stop, out.view(-1).numpy()),
-        )
         return out
+
+    def s2_logits(self, hidden: Tensor, queries: Tensor, eps: float, cache: LayerCache) -> Tensor:
+        """Logits (1, 1, V2) of the hidden state, (1, 1, D), and the chosen s1's queries."""
+        *conditioning, head, bias = self.arrays[3:]
+        logits = hidden.new_empty(1, 1, len(head))
+        row, query, result = (one.reshape(-1).numpy() for one in (hidden, queries, logits))
+        keys, values = (one[0].numpy() for one in cache.joined)
+        place = (keys, values, cache.seen.start, cache.seen.stop)
+        self.kernels.s2_logits(row, query, *conditioning, eps, head, bias, *place, result)
+        return logits
