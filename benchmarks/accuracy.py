@@ -23,20 +23,22 @@ from evaluation import report
 from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import CONFIGS, SAMPLINGS, Candidate, Fitted, views
-from evaluation.measures import Scores, score
+from evaluation.measures import POSITIONS, Scores, score
 from evaluation.store import RESULTS, Store
 
 STRIDES = {"val": HORIZON // 2, "test": 4}
 """Bars from one forecast to the next in the parts that are forecast."""
 
 
-def score_all(paths: list[np.ndarray], pool: Pool, part: str) -> dict[str, Scores]:
+def score_all(
+    paths: list[np.ndarray], pool: Pool, part: str, positions: str = POSITIONS
+) -> dict[str, Scores]:
     """Scores of a pool's forecasts by symbol."""
     scores = {}
     for symbol, found, series in zip(pool.symbols, paths, getattr(pool, part), strict=True):
         contexts, futures = windows(series[PRICES], STRIDES[part])
         assert len(found) == len(contexts), (symbol, len(found), len(contexts))
-        scores[symbol] = score(found, contexts, futures)
+        scores[symbol] = score(found, contexts, futures, positions)
     return scores
 
 

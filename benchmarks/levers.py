@@ -108,7 +108,7 @@ def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any
             paths[name] = fitted.paths(seen.val, STRIDES["val"])
     reference, rows = walks(pool), []
     for drawn, found in paths.items():
-        for symbol, one in score_all(found, pool, "val").items():
+        for symbol, one in score_all(found, pool, "val", POSITIONS).items():
             rows.append(
                 {
                     "series": symbol,
@@ -123,6 +123,9 @@ def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any
             )
     return rows
 
+
+POSITIONS = "linear"
+"""The quantiles that intervals lie between, of all runs in ``levers.json``."""
 
 Key = tuple[str, str, int]
 """A pool, a variant and a seed."""

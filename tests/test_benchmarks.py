@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from darts import TimeSeries
-from darts.metrics import mcrps, mic
+from darts.metrics import mcrps
 from evaluation import baselines, data, measures, tried
 from factories import candle_frame
 
@@ -31,9 +31,18 @@ def test_scores_of_the_close_are_those_of_darts(forecast):
         actual = TimeSeries.from_times_and_values(index, futures[w, :, 3:] / last)
         pred = TimeSeries.from_times_and_values(index, paths[w, :, 3:] / last)
         assert found.crps[w].mean() == pytest.approx(mcrps(actual, pred), rel=1e-6)
-        assert found.inside["90%"][w].mean() == pytest.approx(
-            mic(actual, pred, q_interval=(0.05, 0.95))
-        )
+
+
+def test_intervals_of_few_paths_hold_their_level_of_what_is_drawn_as_they_are():
+    W, n, S = 500, 20, 19
+    drawn = np.exp(0.01 * np.random.default_rng(0).standard_normal((W, n, 1, S + 1)))
+    contexts = np.exp(0.01 * np.random.default_rng(1).standard_normal((W, 30, 4)))
+    contexts[:, -1] = 1.0
+    futures = np.repeat(drawn[..., S], 4, axis=2)
+    found = measures.score(drawn[..., :S], contexts, futures)
+    for level, inside in found.inside.items():
+        # 10,000 draws: the standard error is half a point at most.
+        assert inside.mean() == pytest.approx(float(level.rstrip("%")) / 100, abs=0.015)
 
 
 def test_the_random_walks_paths_are_valid_candles_without_drift(forecast):

@@ -13,6 +13,10 @@ from scipy import stats
 LEVELS = (0.5, 0.9)
 """Intervals whose coverage and Winkler score are measured."""
 
+POSITIONS = "weibull"
+"""NumPy's name for quantiles whose ranks among S draws are p (S + 1): in the mean, an interval
+between them holds its level of what comes, if that is drawn as the paths are."""
+
 HIGH, LOW, CLOSE = 1, 2, 3
 
 
@@ -70,7 +74,9 @@ def interval(
     return outside == 0, high - low + 2 / (1 - level) * outside
 
 
-def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Scores:
+def score(
+    paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray, positions: str = POSITIONS
+) -> Scores:
     """Scores of forecasts.
 
     Parameters
@@ -80,6 +86,8 @@ def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Score
         (W, n, 1, S); in the order in which they would be traded, without a look ahead.
     contexts, futures
         The bars before, (W, T, 4), and the bars that came, (W, n, 4).
+    positions
+        NumPy's name for the quantiles that intervals lie between.
     """
     last = contexts[:, -1:, CLOSE]
     whole = paths.shape[2] == 4
@@ -88,7 +96,8 @@ def score(paths: np.ndarray, contexts: np.ndarray, futures: np.ndarray) -> Score
     median = np.median(close, axis=-1)
     inside, winkler = {}, {}
     for level in LEVELS:
-        ends = np.quantile(close, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        ends = np.quantile(close, tails, axis=-1, method=positions)
         inside[f"{level:.0%}"], winkler[f"{level:.0%}"] = interval(*ends, actual, level)
     log_paths = np.log(np.maximum(close, 1e-6))
     first = np.zeros_like(log_paths[:, :1])
