@@ -12,7 +12,7 @@ import torch
 
 from darts_kronos.generation import Sampling
 from darts_kronos.nn.kernels import Linear, packed
-from darts_kronos.nn.layers import LayerCache, attend_shared
+from darts_kronos.nn.layers import Block, CausalStack, LayerCache, attend_shared
 
 WIDTH, HEADS, HEAD_WIDTH, ENTRIES = 256, 4, 64, 1024
 ROWS = [1, 10, 80]
@@ -51,6 +51,32 @@ def test_shared_attention(benchmark, windows, paths):
     cache.append(*own, capacity=112)
     queries = torch.randn(windows, HEADS, paths, 1, HEAD_WIDTH)
     benchmark(attend_shared, queries, cache)
+
+
+@pytest.mark.parametrize("kind", ["torch", "compiled"])
+def test_block_of_a_single_path(benchmark, kind):
+    """A new bar of one path through a block, after 400 bars of context and 56 of its own."""
+    block = Block(
+        d_model=WIDTH,
+        n_heads=HEADS,
+        ff_dim=2 * WIDTH,
+        ffn_dropout=0.0,
+        attn_dropout=0.0,
+        resid_dropout=0.0,
+    )
+    stack = CausalStack([block], HEAD_WIDTH).eval()
+    _, cache = stack.prefill(torch.randn(1, 400, WIDTH), capacity=112)
+    bar = torch.randn(1, 1, 1, WIDTH)
+    stack.extend(bar, cache)
+
+    def extend() -> None:
+        cache.layers[0].length = 56
+        stack.extend(bar, cache)
+
+    with packed(stack, torch.float32):
+        if kind == "torch":
+            block.unpack()
+        benchmark(extend)
 
 
 @pytest.mark.parametrize("rows", ROWS)
