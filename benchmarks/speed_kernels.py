@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from darts_kronos.generation import Sampling
+from darts_kronos.nn import rows
 from darts_kronos.nn.kernels import Linear, packed
 from darts_kronos.nn.layers import Block, CausalStack, LayerCache, attend_shared
 
@@ -28,11 +29,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("n_rows", ROWS)
 @pytest.mark.parametrize("kind", ["torch", "onednn", "packed", "packed bf16"])
-def test_linear(benchmark, kind, rows):
+def test_linear(benchmark, kind, n_rows):
     """A projection of queries, keys and values."""
-    layer, x = Linear(WIDTH, 3 * WIDTH), torch.randn(rows, WIDTH)
+    layer, x = Linear(WIDTH, 3 * WIDTH), torch.randn(n_rows, WIDTH)
     if kind == "torch":
         benchmark(torch.nn.functional.linear, x, layer.weight, layer.bias)
     elif kind == "onednn":
@@ -54,7 +55,7 @@ def test_shared_attention(benchmark, windows, paths):
 
 
 @pytest.mark.parametrize("kind", ["torch", "compiled"])
-def test_block_of_a_single_path(benchmark, kind):
+def test_block_of_a_single_path(benchmark, kind, monkeypatch):
     """A new bar of one path through a block, after 400 bars of context and 56 of its own."""
     block = Block(
         d_model=WIDTH,
@@ -67,24 +68,25 @@ def test_block_of_a_single_path(benchmark, kind):
     stack = CausalStack([block], HEAD_WIDTH).eval()
     _, cache = stack.prefill(torch.randn(1, 400, WIDTH), capacity=112)
     bar = torch.randn(1, 1, 1, WIDTH)
-    stack.extend(bar, cache)
-
-    def extend() -> None:
-        cache.layers[0].length = 56
-        stack.extend(bar, cache)
-
+    if kind == "torch":
+        monkeypatch.setattr(rows, "row_kernels", lambda: None)
     with packed(stack, torch.float32):
-        if kind == "torch":
-            block.unpack()
+        for _ in range(56):
+            stack.extend(bar, cache)
+
+        def extend() -> None:
+            cache.layers[0].length = 56
+            stack.extend(bar, cache)
+
         benchmark(extend)
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("n_rows", ROWS)
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(), Sampling(top_k=50), Sampling(top_p=0.9), Sampling(top_k=1)],
     ids=["all", "top_k", "top_p", "greedy"],
 )
-def test_drawing_a_token(benchmark, sampling, rows):
+def test_drawing_a_token(benchmark, sampling, n_rows):
     """A token of each row, from logits as peaked as trained ones."""
-    benchmark(sampling.draw, 4 * torch.randn(rows, ENTRIES))
+    benchmark(sampling.draw, 4 * torch.randn(n_rows, ENTRIES))

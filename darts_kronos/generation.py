@@ -415,7 +415,7 @@ def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, lay_out: bool
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(predictor.folded())
         stack.enter_context(packed(predictor, dtype, lay_out))
-        stack.enter_context(packed(tokenizer, own, lay_out))
+        stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, lay_out))
         yield
 
 

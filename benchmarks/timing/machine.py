@@ -24,7 +24,7 @@ def describe(threads: int) -> dict[str, Any]:
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "darts", "kronos-finance", "numpy")},
+        **{name: version(name) for name in ("torch", "darts", "kronos-finance", "numpy", "numba")},
     }
 
 

@@ -3,7 +3,8 @@
 On CPUs torch multiplies float32 matrices with its BLAS library, which on many processors is half
 as fast as oneDNN, the library that torch brings along for other data types. Here oneDNN is asked
 for float32 too, in training and in generation, wherever this build of torch has it. Single rows,
-which are all that a single path needs for a step, are left to kernels that numba compiles.
+which are all that a single path needs for a step, are left to kernels that numba compiles, unless
+torch has many threads for large weights.
 
 Shapes by letter: ... any leading shape, I and O widths in and out.
 """
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.rows import RowProduct, is_row, kernels_for
+from darts_kronos.nn.rows import RowProduct, is_row
 
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers work, and gain nearly as much."""
@@ -92,16 +93,22 @@ class PackedWeights:
         self.weight = layer.weight.detach().to(dtype)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         on_cpu = self.weight.device.type == "cpu"
-        kernels = kernels_for(self.weight, self.bias)
-        self.row = None if kernels is None else RowProduct(kernels, self.weight, self.bias)
+        self.row = RowProduct.of(self.weight, self.bias)
         self.by_onednn = _HAS_ONEDNN and on_cpu and (dtype == torch.float32 or _onednn_has(dtype))
+        self.plain = self.weight if lay_out else None
+        self.of_row: Tensor | None = None
         if self.by_onednn and lay_out:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
-        if self.row is not None and is_row(x):
+        if is_row(x) and self.row is not None:
             return self.row(x.float()).to(x.dtype)
+        if is_row(x) and self.plain is not None and self.dtype == torch.float32:
+            # Torch's own product reads weights fastest that lie input by input.
+            if self.of_row is None:
+                self.of_row = self.plain.t().contiguous().t()
+            return F.linear(x.float(), self.of_row, self.bias).to(x.dtype)
         product = _onednn if self.by_onednn else F.linear
         return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
 
@@ -141,14 +148,15 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., O) of inputs (..., I)."""
-        if self.packed is not None:
-            return self.packed(x)
+        packed = self.packed  # another thread may unpack at any time
+        if packed is not None:
+            return packed(x)
         return linear(x, self.weight, self.bias)
 
 
 def are_plain(*layers: nn.Module) -> bool:
-    """Whether these are linear layers and nothing more: an adapter such as LoRA is around none."""
-    return all(isinstance(layer, Linear) for layer in layers)
+    """Whether these are linear layers and no other class, such as an adapter around one."""
+    return all(type(layer) is Linear for layer in layers)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

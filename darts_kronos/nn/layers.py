@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +24,10 @@ from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.attention import causal_attention
 from darts_kronos.nn.kernels import Linear, RMSNorm, are_plain
-from darts_kronos.nn.rows import RowBlock, is_row, kernels_for
+from darts_kronos.nn.rows import RowBlock, is_row
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
@@ -166,7 +168,15 @@ class LayerCache:
         return self.path_keys, self.path_values
 
     def of_row(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-        """``joined`` of one window and a single path, each (H, T + capacity, K), in place."""
+        """``joined`` of one window and a single path, each (H, T + capacity, K), in place.
+
+        Raises
+        ------
+        ValueError
+            If there is no room for another bar.
+        """
+        if self.length >= capacity:
+            raise ValueError(f"There is room for {capacity} bars of the path, and no more.")
         if self.arrays is None:
             keys, values = self.reserve(1, capacity)
             self.arrays = keys[0, :, 0].numpy(), values[0, :, 0].numpy()
@@ -383,8 +393,7 @@ class Block(nn.Module):
             *(self.attn_norm.weight, attn.qkv.weight, attn.qkv.bias, attn.out.weight),
             *(attn.out.bias, self.ffn_norm.weight, ffn.gate_value.weight, ffn.down.weight),
         )
-        kernels = kernels_for(*weights) if dtype == torch.float32 else None
-        self.packed = None if kernels is None else RowBlock(kernels, *weights)
+        self.packed = RowBlock.of(*weights) if dtype == torch.float32 else None
 
     def unpack(self) -> None:
         """Go back to what any number of bars takes."""
@@ -435,14 +444,14 @@ class CausalStack(nn.Module):
         start = cache.prefix_length + cache.path_length
         new = slice(start, start + x.shape[-2])
         rotary = (cache.rotary[0][new], cache.rotary[1][new])
-        blocks = list(zip(self._iterate(), cache.layers, strict=False))
-        if is_row(x) and all(block.packed is not None for block, _ in blocks):
+        packed = [block.packed for block in self._iterate()]
+        if is_row(x) and all(packed):
             x = x.clone(memory_format=torch.contiguous_format)
             row, cosines, sines = (one.view(-1).numpy() for one in (x, *rotary))
-            for block, layer_cache in blocks:
-                assert block.packed is not None
-                block.packed(row, NORM_EPS, cosines, sines, layer_cache, cache.capacity)
+            for compiled, layer_cache in zip(packed, cache.layers, strict=False):
+                assert compiled is not None
+                compiled(row, NORM_EPS, cosines, sines, layer_cache, cache.capacity)
             return x
-        for block, layer_cache in blocks:
+        for block, layer_cache in zip(self._iterate(), cache.layers, strict=False):
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

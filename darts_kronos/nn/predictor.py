@@ -28,7 +28,7 @@ from darts_kronos.nn.layers import (
     contiguous,
 )
 from darts_kronos.nn.quantizer import weighted_mean
-from darts_kronos.nn.rows import RowHeads, is_row, kernels_for
+from darts_kronos.nn.rows import RowHeads, is_row
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
@@ -68,8 +68,9 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Vectors (..., D) of tokens (...)."""
-        if self.folded is not None:
-            return F.embedding(s1, self.folded[0]) + F.embedding(s2, self.folded[1])
+        folded = self.folded
+        if folded is not None:
+            return F.embedding(s1, folded[0]) + F.embedding(s2, folded[1])
         return self.fusion(torch.cat((self.s1(s1), self.s2(s2)), dim=-1) * self.scale)
 
 
@@ -94,8 +95,9 @@ class CalendarEmbedding(nn.Module):
 
     def forward(self, stamps: Tensor) -> Tensor:
         """Vectors (..., D) of stamps (..., 5), integers in the order of ``STAMP_SIZES``."""
-        if self.folded is not None:
-            table, starts = self.folded
+        folded = self.folded
+        if folded is not None:
+            table, starts = folded
             return F.embedding(stamps + starts, table).sum(dim=-2)
         parts = [table(stamps[..., i]) for i, table in enumerate(self.tables.values())]
         return torch.stack(parts).sum(dim=0)
@@ -277,8 +279,9 @@ class KronosPredictor(nn.Module):
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
         x = self.transformer.extend(self._embed(s1, s2, spread), cache)
-        if self.packed is not None and is_row(x):
-            return self.packed.hidden(x, NORM_EPS, cache.layers[-1], cache.capacity)[:, :, -1]
+        packed = self.packed
+        if packed is not None and is_row(x):
+            return packed.hidden(x, NORM_EPS, cache.layers[-1], cache.capacity)[:, :, -1]
         hidden = self.norm(x)
         keys, values = self.s2_conditioning.keys_values(hidden)
         cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
@@ -290,12 +293,14 @@ class KronosPredictor(nn.Module):
 
     def s2_logits(self, hidden: Tensor, next_s1: Tensor, cache: Cache) -> Tensor:
         """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
-        if self.queries is None:
+        table = self.queries
+        if table is None:
             queries = self.s2_conditioning.query(self.tokens.s1(next_s1))
         else:
-            queries = F.embedding(next_s1, self.queries)
-        if self.packed is not None and is_row(hidden):
-            return self.packed.s2_logits(hidden, queries, NORM_EPS, cache.layers[-1])
+            queries = F.embedding(next_s1, table)
+        packed = self.packed
+        if packed is not None and is_row(hidden):
+            return packed.s2_logits(hidden, queries, NORM_EPS, cache.layers[-1])
         return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
 
     def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
@@ -308,8 +313,7 @@ class KronosPredictor(nn.Module):
             *(s2.out.weight, s2.out.bias, s2.norm.weight),
             *(self.s2_head.weight, self.s2_head.bias),
         )
-        kernels = kernels_for(*weights) if dtype == torch.float32 else None
-        self.packed = None if kernels is None else RowHeads(kernels, *weights)
+        self.packed = RowHeads.of(*weights) if dtype == torch.float32 else None
 
     def unpack(self) -> None:
         """Go back to what any number of paths takes."""

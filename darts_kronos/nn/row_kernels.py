@@ -1,10 +1,10 @@
-"""One bar of one path through a block of the transformer, compiled by numba for this processor.
+"""One bar of one path through the predictor's layers, compiled by numba for this processor.
 
 A step of a single path reads every weight once and does little with it. Torch calls some thirty
 small operations for each block, and its products of one row reach a third to two thirds of the
 memory's bandwidth; a plain loop over the rows of a weight, which lies output by output, reaches
-nearly all of it. All arrays are float32 and contiguous. Machine code is kept between processes
-where numba finds a folder for it.
+nearly all of it. All arrays are float32 and contiguous. Kernels are compiled when this module is
+imported; the machine code is kept for later processes where numba finds a folder for it.
 
 Shapes by letter: D width of the model, H heads, K width of a head (D = H * K), F width of the
 feed-forward, L bars that a cache holds, I and O widths in and out.
@@ -13,12 +13,17 @@ feed-forward, L bars that a cache holds, I and O widths in and out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import float32, float64, int64, njit, void
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+
+Kernel = Callable[..., None]
+
+ROW, MATRIX, HEADS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
 REORDERED = {"reassoc", "contract", "nsz"}
 """What the compiler may do to sums: add in another order. NaN and infinity stay what they are."""
@@ -27,15 +32,23 @@ NONE = np.empty(0, dtype=np.float32)
 """The bias of a layer without one."""
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    try:
-        kept = njit(cache=True, fastmath=REORDERED, error_model="numpy", nogil=True)
-        return kept(function)
-    except RuntimeError:  # neither this folder nor the user's can be written
-        return njit(fastmath=REORDERED, error_model="numpy", nogil=True)(function)
+def _compiled(*types: Any) -> Callable[[Kernel], Kernel]:
+    """Compile for arguments of these types, or load what was compiled before."""
+    signature = void(*types)
+    options: dict[str, Any] = {"fastmath": REORDERED, "error_model": "numpy", "nogil": True}
+
+    def compiled(function: Kernel) -> Kernel:
+        try:
+            return njit(signature, cache=True, **options)(function)
+        except Exception:  # noqa: BLE001
+            # No folder can be written, the disk is full, or what lies there cannot be read: the
+            # kernels are compiled for this process. An error that has another cause comes again.
+            return njit(signature, **options)(function)
+
+    return compiled
 
 
-@_compiled
+@_compiled(MATRIX, ROW, ROW, ROW)
 def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
     """``out = weight @ x + bias``, (O,), of weights (O, I), x (I,) and a bias (O,) or NONE."""
     for o in range(weight.shape[0]):
@@ -47,7 +60,7 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
         out[o] += bias[o]
 
 
-@_compiled
+@_compiled(ROW, ROW, float64, ROW)
 def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
     """``out``, (D,): `x` over its root mean square, times `weight`."""
     squares = np.float32(0)
@@ -58,7 +71,7 @@ def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
         out[i] = x[i] * factor * weight[i]
 
 
-@_compiled
+@_compiled(MATRIX, HEADS, HEADS, int64, int64, MATRIX)
 def attend(queries: Array, keys: Array, values: Array, first: int, end: int, out: Array) -> None:
     """``out``, (H, K): attention of queries (H, K) over bars `first` to `end` of (H, L, K)."""
     H, _, K = keys.shape
@@ -86,7 +99,7 @@ def attend(queries: Array, keys: Array, values: Array, first: int, end: int, out
             out[h, k] /= total
 
 
-@_compiled
+@_compiled(ROW, ROW, ROW, ROW)
 def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
     """``out``, (K,): a head of queries or keys, rotated as ``layers.rotate`` does."""
     half = head.size // 2
@@ -96,14 +109,17 @@ def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
         out[k + half] = second * cosines[k + half] + first * sines[k + half]
 
 
-@_compiled
+@_compiled(ROW, ROW)
 def _copy(row: Array, out: Array) -> None:
     # Assignments of whole rows take numba ten times as long to compile.
     for i in range(row.size):
         out[i] = row[i]
 
 
-@_compiled
+@_compiled(
+    *(ROW, ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, MATRIX, float64),
+    *(HEADS, HEADS, int64, int64, ROW, ROW),
+)
 def block(
     x: Array,
     attn_norm: Array,
@@ -165,7 +181,7 @@ def block(
         x[i] += row[i]
 
 
-@_compiled
+@_compiled(ROW, ROW, float64, MATRIX, ROW, HEADS, HEADS, int64, ROW)
 def keep(
     x: Array,
     norm: Array,
@@ -191,7 +207,10 @@ def keep(
         _copy(both[1, h], values[h, at])
 
 
-@_compiled
+@_compiled(
+    *(ROW, ROW, MATRIX, ROW, ROW, float64, MATRIX, ROW),
+    *(HEADS, HEADS, int64, int64, ROW),
+)
 def s2_logits(
     hidden: Array,
     queries: Array,
