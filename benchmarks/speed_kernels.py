@@ -39,7 +39,7 @@ def test_linear(benchmark, kind, n_rows):
     elif kind == "onednn":
         benchmark(layer, x)
     else:
-        with packed(layer, torch.bfloat16 if "bf16" in kind else torch.float32):
+        with packed(layer, torch.bfloat16 if "bf16" in kind else torch.float32, n_rows):
             benchmark(layer, x)
 
 
@@ -70,7 +70,7 @@ def test_block_of_a_single_path(benchmark, kind, monkeypatch):
     bar = torch.randn(1, 1, 1, WIDTH)
     if kind == "torch":
         monkeypatch.setattr(rows, "row_kernels", lambda: None)
-    with packed(stack, torch.float32):
+    with packed(stack, torch.float32, rows=1):
         for _ in range(56):
             stack.extend(bar, cache)
 

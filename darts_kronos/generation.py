@@ -237,7 +237,8 @@ def sample_paths(
     if paths_per_turn < drawn_samples:
         windows_per_turn = 1
     turns = -(-B // windows_per_turn) * -(-drawn_samples // paths_per_turn)
-    with _ready(tokenizer, predictor, lay_out=n * turns >= PACKED_STEPS):
+    rows = min(B, windows_per_turn) * paths_per_turn if n * turns >= PACKED_STEPS else 0
+    with _ready(tokenizer, predictor, rows):
         drawn = []
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
@@ -401,8 +402,10 @@ def _bytes_needed(
 
 
 @contextmanager
-def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, lay_out: bool) -> Iterator[None]:
+def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int) -> Iterator[None]:
     """Both networks as generation wants them for the block: evaluating, folded and packed.
+
+    `rows` are those of a step, and 0 if there are too few steps to lay weights out for them.
 
     Every module's own mode is restored after it.
     """
@@ -414,8 +417,8 @@ def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, lay_out: bool
         stack.enter_context(_evaluating(tokenizer, predictor))
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(predictor.folded())
-        stack.enter_context(packed(predictor, dtype, lay_out))
-        stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, lay_out))
+        stack.enter_context(packed(predictor, dtype, rows))
+        stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, rows))
         yield
 
 

@@ -9,6 +9,7 @@ from factories import candles, tiny_model
 
 from darts_kronos.datasets import KronosTrainingDataset, WindowRules
 from darts_kronos.nn import kernels
+from darts_kronos.nn import rows as nn_rows
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.token_cache import TokenCache
 
@@ -171,15 +172,19 @@ class TestLinear:
         )
         assert layer(torch.zeros(0, 6)).shape == (0, 5)
 
+    @pytest.mark.parametrize("compiled", [True, False])
+    @pytest.mark.parametrize("laid_out_for", [0, 1, 3])
     @pytest.mark.parametrize("rows", [1, 3])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_packed_weights_give_the_same(self, dtype, rows):
+    def test_packed_weights_give_the_same(self, dtype, rows, laid_out_for, compiled, monkeypatch):
+        if not compiled:
+            monkeypatch.setattr(nn_rows, "row_kernels", lambda: None)
         torch.manual_seed(0)
         network = torch.nn.Sequential(kernels.Linear(24, 40), kernels.Linear(40, 10, bias=False))
         x = torch.randn(rows, 24)
         with torch.no_grad():
             expected = network(x)
-            with kernels.packed(network, dtype):
+            with kernels.packed(network, dtype, laid_out_for):
                 found = network(x)
             tolerance = 1e-5 if dtype == torch.float32 else 0.05
             torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
@@ -190,7 +195,7 @@ class TestLinear:
         layer, x = kernels.Linear(6, 5), torch.randn(2, 6)
         expected = torch.nn.functional.linear(x, *layer.parameters())
         assert torch.equal(layer(x), expected)
-        with torch.no_grad(), kernels.packed(layer, torch.float32):
+        with torch.no_grad(), kernels.packed(layer, torch.float32, rows=2):
             assert torch.equal(layer(x), expected)
 
 

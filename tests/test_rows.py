@@ -84,7 +84,7 @@ class TestPredictor:
     def test_a_path_is_followed_as_by_torch(self, predictor, calls, kwargs):
         expected = follow(predictor, **kwargs)
         assert not calls
-        with packed(predictor, torch.float32):
+        with packed(predictor, torch.float32, rows=1):
             found = follow(predictor, **kwargs)
         # There are two blocks; the products are the fusion, the s1 head and the s2 query.
         assert calls == {"block": 2 * NEW, "keep": NEW, "s2_logits": NEW, "product": 3 * NEW}
@@ -102,7 +102,7 @@ class TestPredictor:
                 weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
         expected = follow(predictor)
         assert not torch.allclose(plain[-1], expected[-1], atol=0.01)
-        with packed(predictor, torch.float32):
+        with packed(predictor, torch.float32, rows=1):
             found = follow(predictor)
         assert_all_close(found, expected, atol=1e-4)
         assert (calls["block"] > 0) == (targets == ["key_value"])
@@ -111,14 +111,14 @@ class TestPredictor:
     def test_without_numba_torch_does_it(self, predictor, monkeypatch):
         expected = follow(predictor)
         none_compiled(monkeypatch)
-        with packed(predictor, torch.float32):
+        with packed(predictor, torch.float32, rows=1):
             assert_all_close(follow(predictor), expected)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_other_precisions_are_left_to_torch(self, predictor, calls, dtype):
         predictor = predictor.to(dtype)
         expected = follow(predictor)
-        with packed(predictor, dtype):
+        with packed(predictor, dtype, rows=1):
             found = follow(predictor)
         assert not calls
         assert_all_close(found, expected, atol=1e-5 if dtype == torch.float64 else 0.1)
@@ -131,7 +131,7 @@ class TestPredictor:
         # Blocks by torch and what follows by kernels, which share a path's length.
         expected = follow(predictor)
         monkeypatch.setattr(rows.RowBlock, "CALLS", 0)
-        with packed(predictor, torch.float32):
+        with packed(predictor, torch.float32, rows=1):
             found = follow(predictor)
         assert_all_close(found, expected)
         assert calls["block"] == 0 and calls["keep"] == NEW
@@ -141,7 +141,7 @@ class TestPredictor:
     def test_a_path_beyond_its_room_is_refused(self, predictor):
         tokens = torch.zeros(1, 3, dtype=torch.long)
         new = tokens[:, None, :1]
-        with torch.inference_mode(), packed(predictor, torch.float32):
+        with torch.inference_mode(), packed(predictor, torch.float32, rows=1):
             _, cache = predictor.prefill(tokens, tokens, None, capacity=1)
             predictor.extend(new, new, None, cache)
             with pytest.raises(ValueError, match="There is room for 1 bars"):
@@ -170,7 +170,7 @@ class TestProduct:
         row = x[::2].permute(1, 2, 0)  # one row whose entries do not lie next to each other
         with torch.inference_mode():
             expected = nn.functional.linear(row, layer.weight, layer.bias)
-            with packed(layer, torch.float32):
+            with packed(layer, torch.float32, rows=1):
                 found = layer(row)
         assert found.shape == (1, 1, sizes[1])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -179,7 +179,7 @@ class TestProduct:
         layer, x = Linear(8, 3), torch.zeros(1, 8)
         with torch.no_grad():
             layer.weight[1, 2] = float("nan")
-            with packed(layer, torch.float32):
+            with packed(layer, torch.float32, rows=1):
                 assert layer(x).isnan().tolist() == [[False, True, False]]
 
 

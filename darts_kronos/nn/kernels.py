@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from darts_kronos.nn.rows import RowProduct, is_row
 
 PACKED_FOR = 80
-"""Rows that weights are laid out for; other numbers work, and gain nearly as much."""
+"""Rows that weights are laid out for; other numbers above one work, and gain nearly as much."""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -84,31 +84,32 @@ class PackedWeights:
         The layer.
     dtype
         Data type of the product; the result has that of the input.
-    lay_out
-        Whether there will be enough products of several rows to lay the weights out for them.
+    rows
+        Rows of the products that are many enough to lay the weights out for them; 0: there are
+        none. Products of other numbers of rows are made as well.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype, lay_out: bool):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, rows: int):
         self.dtype = dtype
         self.weight = layer.weight.detach().to(dtype)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         on_cpu = self.weight.device.type == "cpu"
         self.row = RowProduct.of(self.weight, self.bias)
         self.by_onednn = _HAS_ONEDNN and on_cpu and (dtype == torch.float32 or _onednn_has(dtype))
-        self.plain = self.weight if lay_out else None
-        self.of_row: Tensor | None = None
-        if self.by_onednn and lay_out:
+        if rows > 1 and self.by_onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
+        self.turn = rows == 1 and self.row is None and on_cpu and dtype == torch.float32
+        self.turned: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
-        if is_row(x) and self.row is not None:
+        if self.row is not None and is_row(x):
             return self.row(x.float()).to(x.dtype)
-        if is_row(x) and self.plain is not None and self.dtype == torch.float32:
+        if self.turn and is_row(x):
             # Torch's own product reads weights fastest that lie input by input.
-            if self.of_row is None:
-                self.of_row = self.plain.t().contiguous().t()
-            return F.linear(x.float(), self.of_row, self.bias).to(x.dtype)
+            if self.turned is None:
+                self.turned = self.weight.t().contiguous().t()
+            return F.linear(x.float(), self.turned, self.bias).to(x.dtype)
         product = _onednn if self.by_onednn else F.linear
         return product(x.to(self.dtype).contiguous(), self.weight, self.bias).to(x.dtype)
 
@@ -138,9 +139,9 @@ class Linear(nn.Linear):
 
     packed: PackedWeights | None = None
 
-    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
-        """Make the weights ready for products of `dtype`."""
-        self.packed = PackedWeights(self, dtype, lay_out)
+    def pack(self, dtype: torch.dtype, rows: int) -> None:
+        """Make the weights ready for products of `dtype` and `rows` rows."""
+        self.packed = PackedWeights(self, dtype, rows)
 
     def unpack(self) -> None:
         """Go back to products with gradients."""
@@ -209,15 +210,15 @@ class RMSNorm(nn.RMSNorm):
 class Packable(Protocol):
     """A module whose weights can be made ready for many products without gradients."""
 
-    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
-        """Make them ready for products of `dtype`, laid out for those of several rows or not."""
+    def pack(self, dtype: torch.dtype, rows: int) -> None:
+        """Make them ready for products of `dtype`, most of them of so many rows; 0: few at all."""
 
     def unpack(self) -> None:
         """Be as before."""
 
 
 @contextmanager
-def packed(network: nn.Module, dtype: torch.dtype, lay_out: bool = True) -> Iterator[None]:
+def packed(network: nn.Module, dtype: torch.dtype, rows: int) -> Iterator[None]:
     """Pack the weights of all layers for the block, for products of `dtype`.
 
     Within it there are no gradients, and weights must not change.
@@ -228,13 +229,13 @@ def packed(network: nn.Module, dtype: torch.dtype, lay_out: bool = True) -> Iter
         Whose layers are packed.
     dtype
         Data type of the products.
-    lay_out
-        Whether there will be enough products of several rows to lay weights out for them.
+    rows
+        Rows of the products that are many enough to lay weights out for them; 0: there are none.
     """
     layers = [module for module in network.modules() if isinstance(module, Packable)]
     try:
         for layer in layers:
-            layer.pack(dtype, lay_out)
+            layer.pack(dtype, rows)
         yield
     finally:
         for layer in layers:

@@ -384,7 +384,7 @@ class Block(nn.Module):
         """Outputs (B, T, D) of whole windows."""
         return self.prefill(x, rotary)[0]
 
-    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+    def pack(self, dtype: torch.dtype, rows: int) -> None:
         """Make the weights ready for single new bars."""
         attn, ffn = self.attn, self.ffn
         if not are_plain(attn.qkv, attn.out, ffn.gate_value, ffn.down):

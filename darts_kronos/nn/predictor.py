@@ -303,7 +303,7 @@ class KronosPredictor(nn.Module):
             return packed.s2_logits(hidden, queries, NORM_EPS, cache.layers[-1])
         return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
 
-    def pack(self, dtype: torch.dtype, lay_out: bool) -> None:
+    def pack(self, dtype: torch.dtype, rows: int) -> None:
         """Make the weights after the blocks ready for single paths."""
         s2 = self.s2_conditioning
         if not are_plain(s2.key_value, s2.out, self.s2_head):
