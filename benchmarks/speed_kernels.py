@@ -10,11 +10,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from darts_kronos.generation import Sampling
+from darts_kronos.generation import Sampling, generate
 from darts_kronos.nn import rows
+from darts_kronos.nn.config import SIZES
 from darts_kronos.nn.kernels import Linear, packed
-from darts_kronos.nn.layers import Block, CausalStack, LayerCache, attend_shared
+from darts_kronos.nn.layers import LayerCache, attend_shared
+from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.tokenizer import KronosTokenizer
 
+MINI = SIZES["mini"]
 WIDTH, HEADS, HEAD_WIDTH, ENTRIES = 256, 4, 64, 1024
 ROWS = [1, 10, 80]
 
@@ -55,30 +59,19 @@ def test_shared_attention(benchmark, windows, paths):
 
 
 @pytest.mark.parametrize("kind", ["torch", "compiled"])
-def test_block_of_a_single_path(benchmark, kind, monkeypatch):
-    """A new bar of one path through a block, after 400 bars of context and 56 of its own."""
-    block = Block(
-        d_model=WIDTH,
-        n_heads=HEADS,
-        ff_dim=2 * WIDTH,
-        ffn_dropout=0.0,
-        attn_dropout=0.0,
-        resid_dropout=0.0,
-    )
-    stack = CausalStack([block], HEAD_WIDTH).eval()
-    _, cache = stack.prefill(torch.randn(1, 400, WIDTH), capacity=112)
-    bar = torch.randn(1, 1, 1, WIDTH)
+def test_single_path(benchmark, kind, monkeypatch):
+    """One path of 480 bars after a context of 32: next to all of it is the path's own steps."""
+    tokenizer, predictor = KronosTokenizer(MINI.tokenizer), KronosPredictor(MINI.predictor)
+    context, stamps = torch.randn(1, 32, 6), torch.ones(1, 512, 5, dtype=torch.long)
     if kind == "torch":
         monkeypatch.setattr(rows, "row_kernels", lambda: None)
-    with packed(stack, torch.float32, rows=1):
-        for _ in range(56):
-            stack.extend(bar, cache)
-
-        def extend() -> None:
-            cache.layers[0].length = 56
-            stack.extend(bar, cache)
-
-        benchmark(extend)
+    benchmark(
+        generate,
+        *(tokenizer, predictor, context, stamps),
+        n=480,
+        max_context=512,
+        sampling=Sampling(),
+    )
 
 
 @pytest.mark.parametrize("n_rows", ROWS)

@@ -6,6 +6,7 @@ C components.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.top_k == 1
+
+    @property
+    def numbers(self) -> tuple[float, int, float]:
+        """Temperature, `top_k` and `top_p`; for None, such as leave no token out."""
+        top_k = sys.maxsize if self.top_k is None else self.top_k
+        return float(self.temperature), top_k, 1.0 if self.top_p is None else float(self.top_p)
 
     def draw(self, logits: Tensor) -> Tensor:
         """One token id, (...), for each row of logits (..., V), by torch's global generator."""
@@ -323,8 +330,10 @@ class _Window:
         s1 = self.s1.new_empty(len(self.s1), num_samples, self.n)
         s2 = torch.empty_like(s1)
         cache = self.cache.restart()
+        alone = len(self.s1) * num_samples == 1
+        done = self._draw_alone(s1, s2, cache, sampling) if alone else 0
         hidden = self.hidden.expand(-1, num_samples, -1)
-        for i in range(self.n):
+        for i in range(done, self.n):
             if i >= self.room:
                 hidden, cache = self._slide(s1[:, :, :i], s2[:, :, :i])
             elif i > 0:
@@ -337,6 +346,25 @@ class _Window:
         bars = self._decode(s1, s2)
         # Tokens have at most 20 bits.
         return Paths(*(one.transpose(0, 1) for one in (bars, s1.int(), s2.int())))
+
+    def _draw_alone(self, s1: Tensor, s2: Tensor, cache: Cache, sampling: Sampling) -> int:
+        """Draw a single path's tokens, (1, 1, n), by compiled kernels, until the window slides.
+
+        Returns how many bars were drawn: 0 if torch is to draw them.
+        """
+        written = self.predictor.write(
+            self.room,
+            self.hidden,
+            self._stamps(self.length, self.length + self.room - 1),
+            cache,
+            most=self.max_context,
+            sampling=sampling.numbers,
+        )
+        if written is None:
+            return 0
+        for tokens, drawn in zip((s1, s2), written, strict=True):
+            tokens[0, 0, : self.room] = drawn
+        return self.room
 
     def _slide(self, s1: Tensor, s2: Tensor) -> tuple[Tensor, Cache]:
         """Read the last `max_context` bars, of which (B, S, i) tokens are new, from the start."""

@@ -1,11 +1,10 @@
-"""Single rows through the compiled kernels give what torch gives."""
+"""Single rows and single paths through the compiled kernels give what torch gives."""
 
-import importlib
 import os
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numba
@@ -22,26 +21,7 @@ from darts_kronos.nn.kernels import Linear, packed
 
 KNOWN, NEW = 20, 8
 
-
-def follow(predictor, *, keep=None, stamps=True):
-    """Hidden states and logits of one path's bars after a window, whose tokens are given."""
-    generator = torch.Generator().manual_seed(3)
-    s1, s2 = (torch.randint(0, 16, (1, KNOWN + NEW), generator=generator) for _ in range(2))
-    times = reference.random_stamps(1, KNOWN + NEW, 4) if stamps else None
-    of_window = None if times is None else times[:, :KNOWN]
-    found = []
-    with torch.inference_mode():
-        hidden, cache = predictor.prefill(s1[:, :KNOWN], s2[:, :KNOWN], of_window, NEW)
-        hidden = hidden[:, -1:]
-        for at in range(KNOWN, KNOWN + NEW):
-            found += [hidden, predictor.s1_logits(hidden)]
-            found.append(predictor.s2_logits(hidden, s1[:, at : at + 1], cache))
-            if keep is not None:
-                cache.keep(keep)
-            bar = slice(at, at + 1)
-            time = None if times is None else times[:, bar]
-            hidden = predictor.extend(s1[:, None, bar], s2[:, None, bar], time, cache)
-    return [one.flatten() for one in found]
+GREEDY = Sampling(top_k=1)
 
 
 @pytest.fixture
@@ -49,29 +29,60 @@ def predictor():
     return reference.predictors(0)[1].eval()
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """How often each kernel is called."""
-    found = Counter()
+@contextmanager
+def ready(predictor, dtype=torch.float32, layout=1):
+    with torch.inference_mode(), predictor.folded(), packed(predictor, dtype, layout):
+        yield
 
-    def counted(name, kernel):
-        def call(*arguments):
-            found[name] += 1
-            return kernel(*arguments)
 
-        return call
+def window(predictor, stamps=True, capacity=NEW):
+    """A window that was read: its newest hidden state, stamps of all bars, and the cache."""
+    generator = torch.Generator().manual_seed(3)
+    s1, s2 = (torch.randint(0, 16, (1, KNOWN), generator=generator) for _ in range(2))
+    times = reference.random_stamps(1, KNOWN + NEW, 4) if stamps else None
+    of_window = None if times is None else times[:, :KNOWN]
+    hidden, cache = predictor.prefill(s1, s2, of_window, capacity)
+    return hidden[:, -1:], times, cache
 
-    kernels = {
-        name: getattr(row_kernels, name) for name in ("product", "block", "keep", "s2_logits")
-    }
-    counting = SimpleNamespace(**{name: counted(name, one) for name, one in kernels.items()})
-    counting.NONE = row_kernels.NONE
-    monkeypatch.setattr(rows, "row_kernels", lambda: counting)
+
+def write(predictor, n=NEW, most=64, stamps=True, sampling=GREEDY):
+    """Tokens of a path that kernels draw, or None."""
+    hidden, times, cache = window(predictor, stamps)
+    new = None if times is None else times[:, KNOWN : KNOWN + n - 1]
+    return predictor.write(n, hidden, new, cache, most=most, sampling=sampling.numbers)
+
+
+def follow(predictor, tokens, most=64, stamps=True):
+    """What torch makes of a path's tokens: hidden states, and logits of s1 and s2, by bar."""
+    hidden, times, cache = window(predictor, stamps)
+    found = []
+    for i, (s1, s2) in enumerate(zip(*tokens, strict=True)):
+        logits = predictor.s1_logits(hidden), predictor.s2_logits(hidden, s1.view(1, 1), cache)
+        found.append([one.flatten() for one in (hidden, *logits)])
+        cache.keep(most)
+        at = slice(KNOWN + i, KNOWN + i + 1)
+        time = None if times is None else times[:, at]
+        hidden = predictor.extend(s1.view(1, 1, 1), s2.view(1, 1, 1), time, cache)
     return found
 
 
-def none_compiled(monkeypatch):
-    monkeypatch.setattr(rows, "row_kernels", lambda: None)
+@pytest.fixture
+def seen(monkeypatch):
+    """What each call of the kernel that writes a path left: hidden state, and both logits."""
+    found = []
+
+    def write(s1, *arguments):
+        written = row_kernels.write(s1, *arguments)
+        known, most, tables, _, kept, sizes, eps, _, after, hidden, logits = arguments[3:]
+        end, of_s2 = known + len(s1) - 1, np.empty(len(after[8]), dtype=np.float32)
+        place = (max(0, end - most), end, after, hidden, of_s2)
+        row_kernels.s2_logits(s1[-1], tables, kept, sizes, eps, *place)
+        found.append([torch.from_numpy(one) for one in (hidden, logits, of_s2)])
+        return written
+
+    counting = SimpleNamespace(NONE=row_kernels.NONE, product=row_kernels.product, write=write)
+    monkeypatch.setattr(rows, "row_kernels", lambda: counting)
+    return found
 
 
 def assert_all_close(found, expected, atol=1e-5):
@@ -79,78 +90,96 @@ def assert_all_close(found, expected, atol=1e-5):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
 
 
-class TestPredictor:
-    @pytest.mark.parametrize("kwargs", [{}, {"keep": 15}, {"keep": 4}, {"stamps": False}], ids=str)
-    def test_a_path_is_followed_as_by_torch(self, predictor, calls, kwargs):
-        expected = follow(predictor, **kwargs)
-        assert not calls
-        with packed(predictor, torch.float32, rows=1):
-            found = follow(predictor, **kwargs)
-        # There are two blocks; the products are the fusion, the s1 head and the s2 query.
-        assert calls == {"block": 2 * NEW, "keep": NEW, "s2_logits": NEW, "product": 3 * NEW}
-        assert_all_close(found, expected)
+class TestPath:
+    @pytest.mark.parametrize("layout", [0, 1])
+    @pytest.mark.parametrize("kwargs", [{}, {"most": 20}, {"most": 24}, {"stamps": False}], ids=str)
+    def test_it_is_followed_as_by_torch(self, predictor, seen, kwargs, layout):
+        with ready(predictor, layout=layout):
+            tokens = [write(predictor, n, **kwargs) for n in range(1, NEW + 1)]
+            expected = follow(predictor, tokens[-1], **kwargs)
+        assert len(seen) == NEW
+        assert_all_close([x for one in seen for x in one], [x for one in expected for x in one])
+        for drawn, (_, s1_logits, s2_logits) in zip(
+            zip(*tokens[-1], strict=True), expected, strict=True
+        ):
+            assert drawn == (s1_logits.argmax(), s2_logits.argmax())
+        for n, early in enumerate(tokens, start=1):
+            assert_all_close(early, [one[:n] for one in tokens[-1]])
         assert predictor.packed is None
-        assert all(block.packed is None for block in predictor.transformer.blocks)
 
-    @pytest.mark.parametrize("targets", [None, ["key_value"], ["down"]], ids=str)
-    def test_what_is_around_a_layer_is_not_passed_over(self, predictor, calls, targets):
-        plain = follow(predictor)
+    def test_it_follows_torchs_generator(self, predictor):
+        def drawn(seed):
+            torch.manual_seed(seed)
+            return torch.cat(write(predictor, sampling=Sampling(temperature=2.0))).tolist()
+
+        with ready(predictor):
+            assert drawn(1) == drawn(1) != drawn(2)
+
+    @pytest.mark.parametrize("targets", [None, ["key_value"], ["down"], ["s1_head"]], ids=str)
+    def test_adapters_are_left_to_torch(self, predictor, targets):
         add_lora(predictor, {"r": 2} if targets is None else {"r": 2, "target_modules": targets})
-        generator = torch.Generator().manual_seed(1)
-        for name, weight in predictor.named_parameters():
-            if "lora_" in name:
-                weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-        expected = follow(predictor)
-        assert not torch.allclose(plain[-1], expected[-1], atol=0.01)
-        with packed(predictor, torch.float32, rows=1):
-            found = follow(predictor)
-        assert_all_close(found, expected, atol=1e-4)
-        assert (calls["block"] > 0) == (targets == ["key_value"])
-        assert (calls["keep"] > 0) == (targets == ["down"])
-
-    def test_without_numba_torch_does_it(self, predictor, monkeypatch):
-        expected = follow(predictor)
-        none_compiled(monkeypatch)
-        with packed(predictor, torch.float32, rows=1):
-            assert_all_close(follow(predictor), expected)
+        with ready(predictor):
+            assert write(predictor) is None
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-    def test_other_precisions_are_left_to_torch(self, predictor, calls, dtype):
-        predictor = predictor.to(dtype)
-        expected = follow(predictor)
-        with packed(predictor, dtype, rows=1):
-            found = follow(predictor)
-        assert not calls
-        assert_all_close(found, expected, atol=1e-5 if dtype == torch.float64 else 0.1)
+    def test_other_precisions_are_left_to_torch(self, predictor, dtype):
+        with ready(predictor.to(dtype), dtype):
+            assert write(predictor) is None
 
-    def test_many_threads_gain_on_large_weights_alone(self, predictor, calls, monkeypatch):
+    def test_what_is_not_ready_is_left_to_torch(self, predictor, monkeypatch):
+        with torch.inference_mode():
+            assert write(predictor) is None
+            with packed(predictor, torch.float32, 1):
+                assert write(predictor) is None
+        monkeypatch.setattr(rows, "row_kernels", lambda: None)
+        with ready(predictor):
+            assert write(predictor) is None
+
+    def test_many_threads_gain_on_large_weights_alone(self, predictor, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: rows.THREADS_OUTDONE + 1)
         small, large = torch.empty(4, 4), torch.empty(rows.BYTES_OF_A_CALL // 4 + 1)
         assert rows.RowProduct.of(small, None) is not None
         assert rows.RowProduct.of(large, None) is None
-        # Blocks by torch and what follows by kernels, which share a path's length.
-        expected = follow(predictor)
-        monkeypatch.setattr(rows.RowBlock, "CALLS", 0)
-        with packed(predictor, torch.float32, rows=1):
-            found = follow(predictor)
-        assert_all_close(found, expected)
-        assert calls["block"] == 0 and calls["keep"] == NEW
+        with ready(predictor):
+            assert write(predictor) is not None
+        monkeypatch.setattr(rows, "BYTES_OF_A_CALL", 2**8)
+        with ready(predictor):
+            assert write(predictor) is None
         monkeypatch.setattr(torch, "get_num_threads", lambda: rows.THREADS_OUTDONE)
-        assert rows.RowProduct.of(large, None) is not None
+        with ready(predictor):
+            assert write(predictor) is not None
 
-    def test_a_path_beyond_its_room_is_refused(self, predictor):
-        tokens = torch.zeros(1, 3, dtype=torch.long)
-        new = tokens[:, None, :1]
-        with torch.inference_mode(), packed(predictor, torch.float32, rows=1):
-            _, cache = predictor.prefill(tokens, tokens, None, capacity=1)
-            predictor.extend(new, new, None, cache)
+    def test_weights_of_long_paths_lie_in_one_piece(self, predictor):
+        own = {one.data_ptr() for one in predictor.parameters()}
+        with ready(predictor, layout=0):
+            assert {one.ctypes.data for one in predictor.packed.arrays} <= own
+        with ready(predictor, layout=1):
+            arrays = predictor.packed.arrays
+            places = [one.ctypes.data for one in arrays]
+            assert not own & set(places)
+            ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
+            gaps = np.array(places[1:]) - ends[:-1]
+            assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
+
+    def test_one_beyond_its_room_is_refused(self, predictor):
+        with ready(predictor):
+            hidden, _, cache = window(predictor, stamps=False, capacity=1)
             with pytest.raises(ValueError, match="There is room for 1 bars"):
-                predictor.extend(new, new, None, cache)
+                predictor.write(3, hidden, None, cache, most=64, sampling=GREEDY.numbers)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("head", ["s1_head", "s2_head"])
+    @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "all"])
+    def test_spoilt_weights_are_named(self, predictor, head, value, sampling):
+        with torch.no_grad():
+            getattr(predictor, head).bias[3] = value
+        with ready(predictor), pytest.raises(ValueError, match="no finite numbers"):
+            write(predictor, sampling=sampling)
 
     def test_several_threads_draw_the_same_networks_paths(self, predictor):
         tokenizer = reference.tokenizers(0)[1]
         bars, stamps = reference.random_bars(1, 20, 1), reference.random_stamps(1, 60, 1)
-        greedy = {"n": 40, "max_context": 64, "sampling": Sampling(top_k=1)}
+        greedy = {"n": 40, "max_context": 64, "sampling": GREEDY}
         expected = generate(tokenizer, predictor, bars, stamps, **greedy)
         with ThreadPoolExecutor(4) as pool:
             runs = [
@@ -159,6 +188,68 @@ class TestPredictor:
             ]
             for one in runs:
                 torch.testing.assert_close(one.result(), expected, rtol=1e-4, atol=1e-5)
+
+
+class TestDraw:
+    logits = np.random.default_rng(1).normal(0, 2, 40).astype(np.float32)
+
+    def frequencies(self, logits, sampling):
+        uniforms = (np.arange(4_000) + 0.5) / 4_000
+        drawn = [row_kernels.draw(logits, sampling.numbers, one) for one in uniforms]
+        return np.bincount(drawn, minlength=len(logits)) / len(drawn)
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {},
+            {"temperature": 3.0},
+            {"temperature": 1e-6},
+            {"top_k": 1},
+            {"top_k": 5},
+            {"top_k": 99},
+            {"top_p": 0.7},
+            {"top_p": 1e-6},
+            {"top_p": 1.0},
+            {"top_k": 6, "top_p": 0.9, "temperature": 2.0},
+        ],
+        ids=str,
+    )
+    def test_tokens_are_as_frequent_as_by_torch(self, kwargs):
+        sampling = Sampling(**kwargs)
+        found = self.frequencies(self.logits, sampling)
+        torch.manual_seed(0)
+        drawn = sampling.draw(torch.from_numpy(self.logits).expand(200_000, -1))
+        expected = np.bincount(drawn, minlength=40) / len(drawn)
+        np.testing.assert_allclose(found, expected, atol=0.005)
+        if 0 < (expected > 0).sum() < 20:
+            assert set(found.nonzero()[0]) == set(expected.nonzero()[0])
+
+    @pytest.mark.parametrize(
+        ("kwargs", "kept"), [({"top_k": 3}, 3), ({"top_p": 0.55}, 6), ({"top_p": 0.05}, 1)], ids=str
+    )
+    def test_of_equal_tokens_no_more_are_kept(self, kwargs, kept):
+        found = self.frequencies(np.ones(10, dtype=np.float32), Sampling(**kwargs))
+        assert (found > 0).sum() == kept
+        np.testing.assert_allclose(found[found > 0], 1 / kept, atol=1e-3)
+
+    @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+    def test_tokens_without_probability_are_never_drawn(self, uniform):
+        logits = np.array([-200, 0, 1, -200], dtype=np.float32)
+        assert row_kernels.draw(logits, Sampling().numbers, uniform) in (1, 2)
+
+
+def test_exponentials_are_those_of_numpy():
+    x = np.linspace(-95, 95, 10_001).astype(np.float32)
+    found = x.copy()
+    row_kernels.exponentials(found)
+    inside = (x >= -87) & (x <= 88)
+    expected = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(found[inside], expected[inside], rtol=2e-7)
+    assert (found[x < -87] == 0).all()
+    np.testing.assert_allclose(found[x > 88], np.exp(88), rtol=1e-6)
+    special = np.array([np.nan, -np.inf, np.inf], dtype=np.float32)
+    row_kernels.exponentials(special)
+    assert np.isnan(special[0]) and special[1] == 0 and special[2] > 1e38
 
 
 class TestProduct:
@@ -209,16 +300,17 @@ def test_kernels_are_compiled_where_none_can_be_kept(monkeypatch, error):
 
         return compiled
 
-    monkeypatch.setattr(numba, "njit", njit)
-    try:
-        again = importlib.reload(row_kernels)
-        out = np.empty(2, dtype=np.float32)
-        again.product(np.eye(2, dtype=np.float32), again.NONE, np.arange(2, dtype=np.float32), out)
-        assert out.tolist() == [0, 1]
-        assert tried == [True, False] * (len(tried) // 2)
-    finally:
-        monkeypatch.undo()
-        importlib.reload(row_kernels)
+    monkeypatch.setattr(row_kernels, "njit", njit)
+
+    @row_kernels._compiled(row_kernels.ROW)
+    def double(x):
+        for i in range(x.size):
+            x[i] *= 2
+
+    x = np.arange(3, dtype=np.float32)
+    double(x)
+    assert x.tolist() == [0, 2, 4]
+    assert tried == [True, False]
 
 
 WITHOUT = """

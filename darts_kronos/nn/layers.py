@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.attention import causal_attention
-from darts_kronos.nn.kernels import Linear, RMSNorm, are_plain
-from darts_kronos.nn.rows import RowBlock, is_row
-
-if TYPE_CHECKING:
-    import numpy as np
+from darts_kronos.nn.kernels import Linear, RMSNorm
 
 ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
@@ -113,8 +109,6 @@ class LayerCache:
         Own bars of a path that are filled in.
     dropped
         Oldest bars, of the window and then of the paths, that are not attended to any more.
-    arrays
-        ``joined`` of one window and a single path as arrays of numpy, once ``of_row`` was called.
     """
 
     prefix: KeysValues
@@ -122,7 +116,6 @@ class LayerCache:
     path_values: Tensor | None = None
     length: int = 0
     dropped: int = 0
-    arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def window(self) -> KeysValues:
@@ -166,21 +159,6 @@ class LayerCache:
                 self.path_keys[:, :, 0, :before] = self.prefix[0]
                 self.path_values[:, :, 0, :before] = self.prefix[1]
         return self.path_keys, self.path_values
-
-    def of_row(self, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-        """``joined`` of one window and a single path, each (H, T + capacity, K), in place.
-
-        Raises
-        ------
-        ValueError
-            If there is no room for another bar.
-        """
-        if self.length >= capacity:
-            raise ValueError(f"There is room for {capacity} bars of the path, and no more.")
-        if self.arrays is None:
-            keys, values = self.reserve(1, capacity)
-            self.arrays = keys[0, :, 0].numpy(), values[0, :, 0].numpy()
-        return self.arrays
 
     def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
@@ -348,15 +326,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then feed-forward, each with a residual.
-
-    Attributes
-    ----------
-    packed
-        Its weights for single new bars, while there may be such and a kernel for them.
-    """
-
-    packed: RowBlock | None = None
+    """A pre-norm transformer block: attention, then feed-forward, each with a residual."""
 
     def __init__(
         self,
@@ -383,21 +353,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Outputs (B, T, D) of whole windows."""
         return self.prefill(x, rotary)[0]
-
-    def pack(self, dtype: torch.dtype, rows: int) -> None:
-        """Make the weights ready for single new bars."""
-        attn, ffn = self.attn, self.ffn
-        if not are_plain(attn.qkv, attn.out, ffn.gate_value, ffn.down):
-            return
-        weights = (
-            *(self.attn_norm.weight, attn.qkv.weight, attn.qkv.bias, attn.out.weight),
-            *(attn.out.bias, self.ffn_norm.weight, ffn.gate_value.weight, ffn.down.weight),
-        )
-        self.packed = RowBlock.of(*weights) if dtype == torch.float32 else None
-
-    def unpack(self) -> None:
-        """Go back to what any number of bars takes."""
-        self.packed = None
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
@@ -444,14 +399,6 @@ class CausalStack(nn.Module):
         start = cache.prefix_length + cache.path_length
         new = slice(start, start + x.shape[-2])
         rotary = (cache.rotary[0][new], cache.rotary[1][new])
-        packed = [block.packed for block in self._iterate()]
-        if is_row(x) and all(packed):
-            x = x.clone(memory_format=torch.contiguous_format)
-            row, cosines, sines = (one.view(-1).numpy() for one in (x, *rotary))
-            for compiled, layer_cache in zip(packed, cache.layers, strict=False):
-                assert compiled is not None
-                compiled(row, NORM_EPS, cosines, sines, layer_cache, cache.capacity)
-            return x
         for block, layer_cache in zip(self._iterate(), cache.layers, strict=False):
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

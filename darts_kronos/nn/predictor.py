@@ -28,7 +28,7 @@ from darts_kronos.nn.layers import (
     contiguous,
 )
 from darts_kronos.nn.quantizer import weighted_mean
-from darts_kronos.nn.rows import RowHeads, is_row
+from darts_kronos.nn.rows import RowPredictor
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}
 """Fields of a bar's calendar stamp, in order, with the entries of their tables."""
@@ -155,10 +155,10 @@ class KronosPredictor(nn.Module):
     Attributes
     ----------
     packed
-        Weights of what comes after the blocks, while kernels may take single paths through them.
+        Its weights as the compiled kernels want them, while they may be asked for single paths.
     """
 
-    packed: RowHeads | None = None
+    packed: RowPredictor | None = None
 
     def __init__(self, config: PredictorConfig):
         super().__init__()
@@ -279,9 +279,6 @@ class KronosPredictor(nn.Module):
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
         x = self.transformer.extend(self._embed(s1, s2, spread), cache)
-        packed = self.packed
-        if packed is not None and is_row(x):
-            return packed.hidden(x, NORM_EPS, cache.layers[-1], cache.capacity)[:, :, -1]
         hidden = self.norm(x)
         keys, values = self.s2_conditioning.keys_values(hidden)
         cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
@@ -298,22 +295,83 @@ class KronosPredictor(nn.Module):
             queries = self.s2_conditioning.query(self.tokens.s1(next_s1))
         else:
             queries = F.embedding(next_s1, table)
-        packed = self.packed
-        if packed is not None and is_row(hidden):
-            return packed.s2_logits(hidden, queries, NORM_EPS, cache.layers[-1])
         return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
 
-    def pack(self, dtype: torch.dtype, rows: int) -> None:
-        """Make the weights after the blocks ready for single paths."""
-        s2 = self.s2_conditioning
-        if not are_plain(s2.key_value, s2.out, self.s2_head):
-            return
-        weights = (
-            *(self.norm.weight, s2.key_value.weight, s2.key_value.bias),
-            *(s2.out.weight, s2.out.bias, s2.norm.weight),
-            *(self.s2_head.weight, self.s2_head.bias),
+    def write(
+        self,
+        n: int,
+        hidden: Tensor,
+        stamps: Tensor | None,
+        cache: Cache,
+        *,
+        most: int,
+        sampling: tuple[float, int, float],
+    ) -> tuple[Tensor, Tensor] | None:
+        """Draw a single path's next `n` bars by compiled kernels.
+
+        Parameters
+        ----------
+        n
+            Bars to write, of which the last is not read.
+        hidden
+            State of the window's newest bar, (1, 1, D).
+        stamps
+            Calendar stamps of the bars that are read, (1, n - 1, 5), or None.
+        cache
+            The window, with room for `n` - 1 bars of a path, of which it has none.
+        most
+            Bars that a bar sees at most, itself included; not less than those of the window.
+        sampling
+            Temperature, `top_k` and `top_p`: 1 and as many as there are tokens leave none out.
+
+        Returns
+        -------
+        tuple of Tensor or None
+            Tokens of the new bars, each (n,). None if torch is to draw them: while weights are
+            not packed and folded, without numba, on other devices, in other data types than
+            float32, and with adapters.
+
+        Raises
+        ------
+        ValueError
+            If there is no room for the bars, or logits are NaN or infinite.
+        """
+        packed, tokens, queries = self.packed, self.tokens.folded, self.queries
+        if packed is None or tokens is None or queries is None:
+            return None
+        times = hidden.new_empty(0, 0) if stamps is None else self.calendar(stamps)[0]
+        return packed.write(
+            n,
+            hidden.flatten(),
+            self.s1_logits(hidden).flatten(),
+            (*tokens, queries, times),
+            cache,
+            most=most,
+            sampling=sampling,
+            eps=NORM_EPS,
         )
-        self.packed = RowHeads.of(*weights) if dtype == torch.float32 else None
+
+    def pack(self, dtype: torch.dtype, rows: int) -> None:
+        """Make the weights ready for single paths."""
+        s2, weights, layers = self.s2_conditioning, [], []
+        for block in self.transformer.blocks:
+            assert isinstance(block, Block)
+            attn, ffn = block.attn, block.ffn
+            layers += [attn.qkv, attn.out, ffn.gate_value, ffn.down]
+            weights += [block.attn_norm.weight, attn.qkv.weight, attn.qkv.bias, attn.out.weight]
+            weights += [attn.out.bias, block.ffn_norm.weight]
+            weights += [ffn.gate_value.weight, ffn.down.weight]
+        layers += [s2.key_value, s2.out, self.s1_head, self.s2_head]
+        if dtype != torch.float32 or not are_plain(*layers):
+            return
+        weights += [self.norm.weight, s2.key_value.weight, s2.key_value.bias]
+        weights += [s2.out.weight, s2.out.bias, s2.norm.weight]
+        weights += [self.s1_head.weight, self.s1_head.bias]
+        weights += [self.s2_head.weight, self.s2_head.bias]
+        packed = RowPredictor.of(*weights)
+        if packed is not None and rows == 1:
+            packed.lay_out()
+        self.packed = packed
 
     def unpack(self) -> None:
         """Go back to what any number of paths takes."""

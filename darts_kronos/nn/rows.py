@@ -1,27 +1,30 @@
-"""Layers' weights at hand for the compiled kernels, which take one new bar of a single path.
+"""Single rows and single paths by the compiled kernels.
 
 The kernels are there where numba is: on CPUs, in float32, without gradients.
 
-Shapes by letter: D width of the model, H heads, K width of a head, I and O widths in and out.
+Shapes by letter: D width of the model, V1 and V2 entries of the coarse and of the fine codebook,
+I and O widths in and out.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from darts_kronos.nn.layers import LayerCache
+    from darts_kronos.nn.layers import Cache
 
 
 THREADS_OUTDONE = 2
 """Threads up to which torch was measured to be slower than the kernels, which use one."""
+
+LINE = 16
+"""Numbers in a cache line."""
 
 BYTES_OF_A_CALL = 2**18
 """Bytes that a kernel reads in the time that a call of torch costs."""
@@ -54,8 +57,10 @@ def _array(x: Tensor) -> np.ndarray:
 class _Weights:
     """Weights as arrays of numpy, which share the memory of the tensors, and the kernels."""
 
-    CALLS: ClassVar[int]
-    """Calls of torch that a kernel stands for."""
+    @staticmethod
+    def calls(n_weights: int) -> int:
+        """Calls of torch that one of a kernel stands for, by how many weights it takes."""
+        return 1
 
     @classmethod
     def of(cls, *weights: Tensor | None) -> Self | None:
@@ -68,7 +73,7 @@ class _Weights:
         if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in given):
             return None
         many = torch.get_num_threads() > THREADS_OUTDONE
-        if many and sum(one.nbytes for one in given) > cls.CALLS * BYTES_OF_A_CALL:
+        if many and sum(one.nbytes for one in given) > cls.calls(len(weights)) * BYTES_OF_A_CALL:
             return None
         kernels = row_kernels()
         return None if kernels is None else cls(kernels, *weights)
@@ -83,8 +88,6 @@ class _Weights:
 class RowProduct(_Weights):
     """The product of one row with weights (O, I), and a bias (O,) or None."""
 
-    CALLS = 1
-
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs (..., O) of a row (..., I)."""
         out = x.new_empty(*x.shape[:-1], len(self.arrays[0]))
@@ -92,53 +95,115 @@ class RowProduct(_Weights):
         return out
 
 
-class RowBlock(_Weights):
-    """A block of the transformer, given its weights in the order that the kernel names."""
+class RowPredictor(_Weights):
+    """The predictor's weights, for single paths.
 
-    CALLS = 30
-
-    def __call__(
-        self,
-        row: np.ndarray,
-        eps: float,
-        cosines: np.ndarray,
-        sines: np.ndarray,
-        cache: LayerCache,
-        capacity: int,
-    ) -> None:
-        """Replace the new bar's state, (D,), by the output; the bar is added to the cache."""
-        keys, values = cache.of_row(capacity)
-        seen = cache.seen
-        place = (keys, values, seen.start, seen.stop)
-        self.kernels.block(row, *self.arrays, eps, *place, cosines, sines)
-        cache.length += 1
-
-
-class RowHeads(_Weights):
-    """What comes after the predictor's blocks, given its weights in the order of the kernels.
-
-    These are the norm's, those of the s2 conditioning, ``key_value`` and ``out`` with biases and
-    its norm's, and those of the s2 head.
+    They are given in the order of ``row_kernels.write``: those of each block, and those after.
     """
 
-    CALLS = 25
+    OF_BLOCK = 8
+    AFTER_BLOCKS = 10
 
-    def hidden(self, x: Tensor, eps: float, cache: LayerCache, capacity: int) -> Tensor:
-        """The hidden state of the blocks' output, (1, 1, 1, D), which the cache keeps."""
-        norm, *key_value = self.arrays[:3]
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        row, result = _array(x), out.view(-1).numpy()
-        place = (*cache.of_row(capacity), cache.seen.stop)
-        self.kernels.keep(row, norm, eps, *key_value, *place, result)
-        cache.length += 1
-        return out
+    @staticmethod
+    def calls(n_weights: int) -> int:
+        """Thirty for each block, and as many for what comes after them."""
+        return 30 * (1 + n_weights // RowPredictor.OF_BLOCK)
 
-    def s2_logits(self, hidden: Tensor, queries: Tensor, eps: float, cache: LayerCache) -> Tensor:
-        """Logits (1, 1, V2) of the hidden state, (1, 1, D), and the chosen s1's queries."""
-        *conditioning, head, bias = self.arrays[3:]
-        logits = hidden.new_empty(1, 1, len(head))
-        row, query, result = _array(hidden), _array(queries), logits.view(-1).numpy()
-        keys, values = (one[0].numpy() for one in cache.joined)
-        place = (keys, values, cache.seen.start, cache.seen.stop)
-        self.kernels.s2_logits(row, query, *conditioning, eps, head, bias, *place, result)
-        return logits
+    def __init__(self, kernels: ModuleType, *weights: Tensor | None):
+        super().__init__(kernels, *weights)
+        self.ff_dim = self.arrays[self.OF_BLOCK - 1].shape[1]
+
+    def lay_out(self) -> None:
+        """Copy the weights into one piece of memory, for paths of many bars.
+
+        NumPy asks Linux for huge pages for an array as large. Weights of many small pages, which
+        tensors are, cost a path that reads all of them for each bar a tenth of its time and more.
+        """
+        sizes = [-(-one.size // LINE) * LINE for one in self.arrays]
+        parts = np.split(np.empty(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
+        copies = [
+            part[: one.size].reshape(one.shape)
+            for part, one in zip(parts, self.arrays, strict=True)
+        ]
+        for copy, one in zip(copies, self.arrays, strict=True):
+            copy[...] = one
+        self.arrays = copies
+
+    def write(
+        self,
+        n: int,
+        hidden: Tensor,
+        s1_logits: Tensor,
+        tables: tuple[Tensor, ...],
+        cache: Cache,
+        *,
+        most: int,
+        sampling: tuple[float, int, float],
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a path's next `n` bars, by torch's global generator.
+
+        Parameters
+        ----------
+        n
+            Bars to write, of which the last is not read.
+        hidden, s1_logits
+            Of the window's newest bar, (D,) and (V1,).
+        tables
+            Rows to add for the tokens, (V1, D) and (V2, D), the s2 queries of all coarse tokens,
+            (V1, D), and rows to add for the new bars' calendar stamps, (n - 1, D) or (0, 0).
+        cache
+            The window, with room for `n` - 1 bars of a path, of which it has none.
+        most
+            Bars that a bar sees at most, itself included; not less than those of the window.
+        sampling
+            Temperature, `top_k` and `top_p`.
+        eps
+            Of all norms.
+
+        Returns
+        -------
+        tuple of Tensor
+            Tokens of the new bars, each (n,).
+
+        Raises
+        ------
+        ValueError
+            If there is no room for the bars, or logits are NaN or infinite.
+        """
+        if n - 1 > cache.capacity or cache.path_length > 0:
+            raise ValueError(f"There is room for {cache.capacity} bars of the path, and no more.")
+        kept = [
+            one[0, :, 0].numpy()
+            for layer in cache.layers
+            for one in layer.reserve(1, cache.capacity)
+        ]
+        H, L, _ = kept[0].shape
+        s1, s2 = (np.empty(n, dtype=np.int64) for _ in range(2))
+        written = self.kernels.write(
+            s1,
+            s2,
+            torch.rand(n, 2).numpy(),
+            sampling,
+            cache.prefix_length,
+            most,
+            tuple(one.contiguous().numpy() for one in tables),
+            _addresses(self.arrays[: -self.AFTER_BLOCKS], self.OF_BLOCK),
+            _addresses(kept, 2),
+            (H, self.ff_dim, L, len(kept[-1])),
+            eps,
+            tuple(one.contiguous().numpy() for one in cache.rotary),
+            tuple(self.arrays[-self.AFTER_BLOCKS :]),
+            np.array(hidden),
+            np.array(s1_logits),
+        )
+        if written < n:
+            raise ValueError(
+                "The predictor's logits are no finite numbers: its weights are spoilt."
+            )
+        return torch.from_numpy(s1), torch.from_numpy(s2)
+
+
+def _addresses(arrays: list[np.ndarray], columns: int) -> np.ndarray:
+    """Where arrays lie, so many in a row of the result."""
+    return np.array([one.ctypes.data for one in arrays], dtype=np.int64).reshape(-1, columns)
