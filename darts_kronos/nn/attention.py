@@ -1,4 +1,4 @@
-"""Causal attention in training, by the fastest way that the device has.
+"""Causal attention of whole windows, by the fastest way that the device has.
 
 On CPUs torch's fused attention reaches a fraction of what its matrix products reach. Here those
 products are made, of blocks of queries and a few heads at a time, so that their weights stay in
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.kernels import plain_on_cpu
+from darts_kronos.nn.kernels import entries_kept, plain_on_cpu
 
 BLOCK = 64
 """Queries in a block."""
@@ -33,7 +33,7 @@ MOST_KEPT = 2**28
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention of each bar over itself and the bars before it, with gradients.
+    """Attention of each bar over itself and the bars before it.
 
     Parameters
     ----------
@@ -47,11 +47,15 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
     Tensor
         Shape (..., T, K).
     """
+    with_gradients = torch.is_grad_enabled()
     kept = queries.shape[:-1].numel() * queries.shape[-2] / 2 * queries.itemsize
-    fused = dropout == 0 and (kept > MOST_KEPT or torch.get_num_threads() > 1)
-    if not fused and torch.is_grad_enabled() and plain_on_cpu(queries, keys, values):
-        flat = (one.flatten(0, -3).contiguous() for one in (queries, keys, values))
-        out: Tensor = _Blocks.apply(*flat, dropout, HEADS * torch.get_num_threads())
+    many = with_gradients and kept > MOST_KEPT
+    fused = dropout == 0 and (many or torch.get_num_threads() > 1)
+    if not fused and plain_on_cpu(queries, keys, values):
+        scaled = queries * queries.shape[-1] ** -0.5
+        flat = (one.flatten(0, -3).contiguous() for one in (scaled, keys, values))
+        attend: Any = _Blocks.apply if with_gradients else _attend
+        out: Tensor = attend(*flat, dropout, HEADS * torch.get_num_threads())
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
@@ -64,32 +68,49 @@ def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(head, head + size), slice(start, end), slice(end)
 
 
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    heads_at_once: int,
+    kept: list[Tensor] | None = None,
+) -> Tensor:
+    """Attention of scaled queries, keys and values, each (N, T, K).
+
+    What gradients take is added to `kept`: weights, and with dropout how much of each counts.
+    """
+    out = torch.empty_like(q)
+    ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
+    for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
+        scores = torch.bmm(q[heads, rows], k[heads, seen].mT)
+        size = scores.shape[1]
+        scores[:, :, rows] += ahead[:size, :size]
+        weights = scores.softmax(dim=-1)
+        if kept is not None:
+            kept.append(weights)
+        if dropout > 0:
+            # 0, or enough for those that are left out.
+            of_weights, factor = entries_kept(weights, dropout)
+            scale = of_weights.to(weights.dtype).mul_(factor)
+            weights = weights * scale
+            if kept is not None:
+                kept.append(scale)
+        out[heads, rows] = torch.bmm(weights, v[heads, seen])
+    return out
+
+
 class _Blocks(torch.autograd.Function):
-    """Attention of queries, keys and values (N, T, K)."""
+    """The same with its gradients."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, heads_at_once: int
     ) -> Tensor:
-        N, T, K = q.shape
-        ctx.blocks = list(_blocks(N, T, heads_at_once))
-        q = q * K**-0.5
-        out = torch.empty_like(q)
-        ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
-        kept = []
-        for heads, rows, seen in ctx.blocks:
-            scores = torch.bmm(q[heads, rows], k[heads, seen].mT)
-            size = scores.shape[1]
-            scores[:, :, rows] += ahead[:size, :size]
-            weights = scores.softmax(dim=-1)
-            kept.append(weights)
-            if dropout > 0:
-                # How much of each weight counts: 0, or enough for those that are left out.
-                scale = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)
-                kept.append(scale)
-                weights = weights * scale
-            out[heads, rows] = torch.bmm(weights, v[heads, seen])
+        kept: list[Tensor] = []
+        out = _attend(q, k, v, dropout, heads_at_once, kept)
         ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.blocks = list(_blocks(len(q), q.shape[1], heads_at_once))
         ctx.dropped = dropout > 0
         return out
 
@@ -114,4 +135,4 @@ class _Blocks(torch.autograd.Function):
             to_scores *= weights
             to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
             to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
-        return to_q.mul_(q.shape[-1] ** -0.5), to_k, to_v, None, None
+        return to_q, to_k, to_v, None, None

@@ -1,4 +1,4 @@
-"""Linear layers and norms by the fastest way that the device has.
+"""Linear layers, norms and dropout by the fastest way that the device has.
 
 On CPUs torch multiplies float32 matrices with its BLAS library, which on many processors is half
 as fast as oneDNN, the library that torch brings along for other data types. Here oneDNN is asked
@@ -202,6 +202,49 @@ class RMSNorm(nn.RMSNorm):
             if not torch.is_grad_enabled():
                 return _normed(x, self.weight, self.eps)[0]
             out: Tensor = _Normed.apply(x, self.weight, self.eps)
+            return out
+        return super().forward(x)
+
+
+SHARES = 2**16
+"""Shares that dropout tells apart: as many as two random bytes have values."""
+
+
+def entries_kept(x: Tensor, dropout: float) -> tuple[Tensor, float]:
+    """Which entries of a tensor like `x` dropout leaves, bool, and the factor that makes up for it.
+
+    Torch draws a number for each entry; here two bytes of a number do.
+    """
+    left_out = min(round(dropout * SHARES), SHARES - 1)
+    count = x.numel()
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)
+    drawn = numbers.random_(-(2**63), None).view(torch.int16)[:count].view(x.shape)
+    return drawn >= left_out - SHARES // 2, SHARES / (SHARES - left_out)
+
+
+class _Dropped(torch.autograd.Function):
+    """Dropout, and that of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
+        kept, ctx.factor = entries_kept(x, dropout)
+        ctx.save_for_backward(kept)
+        return torch.where(kept, x, 0.0).mul_(ctx.factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return torch.where(kept, gradient, 0.0).mul_(ctx.factor), None
+
+
+class Dropout(nn.Dropout):
+    """Dropout of a share of the entries, in multiples of 1 / ``SHARES`` on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the shape of `x`."""
+        if self.training and self.p > 0 and plain_on_cpu(x):
+            out: Tensor = _Dropped.apply(x, self.p)
             return out
         return super().forward(x)
 

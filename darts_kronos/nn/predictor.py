@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from darts_kronos.nn.attention import causal_attention
 from darts_kronos.nn.config import CROSS_ATTENTION_HEADS, PredictorConfig
-from darts_kronos.nn.kernels import Linear, RMSNorm, are_plain
+from darts_kronos.nn.kernels import Dropout, Linear, RMSNorm, are_plain
 from darts_kronos.nn.layers import (
     NORM_EPS,
     Block,
@@ -26,6 +26,7 @@ from darts_kronos.nn.layers import (
     LayerCache,
     attend_shared,
     contiguous,
+    windows_at_once,
 )
 from darts_kronos.nn.quantizer import weighted_mean
 from darts_kronos.nn.rows import RowPredictor
@@ -165,7 +166,7 @@ class KronosPredictor(nn.Module):
         self.config = config
         self.tokens = TokenEmbedding(config)
         self.calendar = CalendarEmbedding(config)
-        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.token_dropout = Dropout(config.token_dropout)
         self.transformer = CausalStack(
             [
                 Block(
@@ -184,6 +185,8 @@ class KronosPredictor(nn.Module):
         self.s2_conditioning = S2Conditioning(config.d_model)
         self.s1_head = Linear(config.d_model, 2**config.s1_bits)
         self.s2_head = Linear(config.d_model, 2**config.s2_bits)
+        # Of the widest result of a layer.
+        self.width = max(self.transformer.width, 2**config.s1_bits, 2**config.s2_bits)
         # The s2 queries of all coarse tokens, while weights do not change.
         self.queries: Tensor | None = None
         self.reset_parameters()
@@ -246,12 +249,23 @@ class KronosPredictor(nn.Module):
 
         With `weights` (B, T), each bar's losses are multiplied by its own; those of 0 are left out.
         """
-        inputs = None if stamps is None else stamps[:, :-1]
-        s1_logits, s2_logits = self(s1[:, :-1], s2[:, :-1], inputs, s1[:, 1:])
-        targets = None if weights is None else weights[:, 1:]
-        s1_loss = _token_loss(s1_logits, s1[:, 1:], targets)
-        s2_loss = _token_loss(s2_logits, s2[:, 1:], targets)
+        size = windows_at_once(len(s1), s1.shape[1] * self.width, self.s1_head.weight)
+        losses = []
+        for first in range(0, len(s1), size):
+            part = slice(first, first + size)
+            times = None if stamps is None else stamps[part]
+            losses.append(self._token_losses(s1[part], s2[part], times))
+        counts = None if weights is None else weights[:, 1:]
+        s1_loss, s2_loss = (
+            weighted_mean(torch.cat(parts), counts) for parts in zip(*losses, strict=True)
+        )
         return PredictorLoss((s1_loss + s2_loss) / 2, s1_loss, s2_loss)
+
+    def _token_losses(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cross entropies, each (B, T - 1), of the tokens (B, T) of all bars but the first."""
+        known = None if stamps is None else stamps[:, :-1]
+        s1_logits, s2_logits = self(s1[:, :-1], s2[:, :-1], known, s1[:, 1:])
+        return _cross_entropy(s1_logits, s1[:, 1:]), _cross_entropy(s2_logits, s2[:, 1:])
 
     def prefill(
         self, s1: Tensor, s2: Tensor, stamps: Tensor | None, capacity: int
@@ -393,9 +407,7 @@ class KronosPredictor(nn.Module):
             self.tokens.folded = self.calendar.folded = self.queries = None
 
 
-def _token_loss(logits: Tensor, tokens: Tensor, weights: Tensor | None) -> Tensor:
-    """Cross entropy of tokens (B, T) under logits (B, T, V)."""
-    if weights is None:
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of each of the tokens (B, T) under its logits (B, T, V)."""
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-    return weighted_mean(losses.view_as(tokens), weights)
+    return losses.view_as(tokens)

@@ -1,12 +1,15 @@
 """Cached and shared attention against plain attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from darts_kronos.nn import attention
+from darts_kronos.nn import attention, layers
 from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
+from darts_kronos.nn.kernels import Dropout
 from darts_kronos.nn.layers import rotary_table
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -132,6 +135,83 @@ def test_initial_weights_are_as_published():
     assert attention.qkv.bias.abs().max() == 0
 
 
+class TestParts:
+    """Many windows are taken through layers in parts, which changes nothing."""
+
+    def gradients(self, network, loss):
+        loss.backward()
+        found = [parameter.grad for parameter in network.parameters()]
+        network.zero_grad(set_to_none=True)
+        return [loss.detach(), *(one for one in found if one is not None)]
+
+    @pytest.mark.parametrize("part_bytes", [1, 30_000])
+    def test_of_the_tokenizer(self, monkeypatch, part_bytes):
+        torch.manual_seed(0)
+        tokenizer, bars = KronosTokenizer(TokenizerConfig(d_model=32)), torch.randn(7, 9, 6)
+        whole = self.gradients(tokenizer, tokenizer(bars).loss)
+        monkeypatch.setattr(layers, "PART_BYTES", part_bytes)
+        parts = self.gradients(tokenizer, tokenizer(bars).loss)
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("part_bytes", [1, 10_000])
+    @pytest.mark.parametrize("more", [True, False])
+    def test_of_the_predictor(self, monkeypatch, part_bytes, more):
+        torch.manual_seed(0)
+        predictor = KronosPredictor(replace(CONFIG, token_dropout=0.0)).eval()
+        s1, s2 = tokens(7, 9)
+        stamps = torch.randint(0, 7, (7, 9, 5)) if more else None
+        weights = torch.rand(7, 9).round(decimals=1) if more else None
+
+        def found():
+            parts = predictor.loss(s1, s2, stamps, weights)
+            return [*parts[1:], *self.gradients(predictor, parts.loss)]
+
+        whole = found()
+        monkeypatch.setattr(layers, "PART_BYTES", part_bytes)
+        torch.testing.assert_close(found(), whole, rtol=1e-3, atol=1e-6)
+
+    def test_they_are_alike_in_size_and_on_cpus_alone(self, monkeypatch):
+        monkeypatch.setattr(layers, "PART_BYTES", 100)
+        on_cpu = torch.empty(0, dtype=torch.float32)
+        sizes = {count: layers.windows_at_once(count, 10, on_cpu) for count in (0, 1, 2, 3, 7)}
+        assert sizes == {0: 1, 1: 1, 2: 2, 3: 2, 7: 3}  # two windows take 80 bytes
+        assert layers.windows_at_once(7, 1000, on_cpu) == 1
+        assert layers.windows_at_once(7, 10, on_cpu.half()) == 4
+        assert layers.windows_at_once(7, 10, on_cpu.to("meta")) == 7
+
+
+class TestDropout:
+    @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+    def test_it_leaves_out_its_share_and_makes_up_for_it(self, share):
+        torch.manual_seed(0)
+        x = torch.full((1000, 401), 2.0, requires_grad=True)
+        out = Dropout(share)(x)
+        left = out.detach() != 0
+        assert 1 - left.float().mean() == pytest.approx(share, abs=3e-3 * (1 - share) ** 0.5)
+        scale = out[left].unique()
+        assert scale.tolist() == [pytest.approx(2 / (1 - share), rel=1e-2)]
+        assert out.mean().item() == pytest.approx(2.0, rel=0.15 if share > 0.9 else 0.01)
+        gradient = torch.randn_like(x)
+        out.backward(gradient)
+        torch.testing.assert_close(x.grad, gradient * left * scale / 2)
+
+    def test_entries_are_left_out_one_by_one(self):
+        torch.manual_seed(0)
+        left = (Dropout(0.5)(torch.ones(4000, 64)) != 0).float()
+        assert abs(left.corrcoef() - torch.eye(4000)).max() < 0.9
+        assert abs(left.T.corrcoef() - torch.eye(64)).max() < 0.1
+
+    def test_it_follows_torchs_generator_and_ends_with_training(self):
+        x, dropout = torch.ones(50), Dropout(0.5)
+        torch.manual_seed(3)
+        first, second = dropout(x), dropout(x)
+        torch.manual_seed(3)
+        assert torch.equal(dropout(x), first) and not torch.equal(first, second)
+        assert torch.equal(dropout.eval()(x), x)
+        assert torch.equal(Dropout(0.0)(x), x)
+        assert dropout.train()(x.double()).dtype == torch.float64
+
+
 class TestCausalAttention:
     """In training on one thread it is made of blocks; torch's own is what it must equal."""
 
@@ -165,18 +245,30 @@ class TestCausalAttention:
             torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
 
     def test_what_torch_is_better_at_is_left_to_it(self, monkeypatch, threads):
-        made = []
+        made, read = [], []
         monkeypatch.setattr(
             attention._Blocks, "apply", lambda q, k, v, dropout, heads: made.append(dropout) or q
+        )
+        monkeypatch.setattr(
+            attention, "_attend", lambda q, k, v, dropout, heads: read.append(dropout) or q
         )
         q = torch.randn(2, 3, 50, 4, requires_grad=True)
         causal_attention(q, q, q)
         monkeypatch.setattr(attention, "MOST_KEPT", 2 * 3 * 50 * 50 / 2 * 4 - 1)
         causal_attention(q, q, q)
         causal_attention(q, q, q, dropout=0.1)
-        with torch.no_grad():
-            causal_attention(q, q, q)
         assert made == ([0.0, 0.1] if threads == 1 else [0.1])
+        with torch.no_grad():
+            # Nothing is kept for gradients there.
+            causal_attention(q, q, q)
+        assert read == ([0.0] if threads == 1 else [])
+
+    def test_without_gradients_it_is_that_of_torch(self):
+        q, k, v = torch.randn(3, 2, 3, BLOCK + 7, 8)
+        with torch.no_grad():
+            found = causal_attention(q, k, v)
+        expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_gradients_of_dropped_weights_are_those_of_its_outputs(self):
         given = [torch.randn(3, 9, 4, requires_grad=True) for _ in range(3)]
