@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8 predictor epochs": {"n_epochs": 8},
     "8 tokenizer epochs": {"n_epochs_tokenizer": 8},
     "predictor batch 16": {"batch_size": 16},
+    "tokenizer batch 32": {"tokenizer_batch_size": 32},
     "context 48": {"input_chunk_length": 48},
     "2 layers of 64": {"d_model": 64, "n_layers": 2, "ff_dim": 128},
     "5 layers of 160": {"d_model": 160, "n_layers": 5, "ff_dim": 320},
@@ -63,14 +64,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "best epoch kept": {"load_best": True},
     "horizon weighted": {"tried": horizon_weighted},
     "next bar's stamp": {"tried": told_the_next_stamp},
+    "more series": {"more": "EURUSD hourly"},
     "pretrained": {"pretrained": True},
     "pretrained, not mirrored": {"pretrained": True, "view": "as seen"},
     "pretrained, 6 + 6 bits": {"pretrained": True, "s1_bits": 6, "s2_bits": 6},
 }
 """What each changes of the default: parameters, but for `stamps`, which hides the calendar,
 `pretrained`, which starts from simulated candles, `view`, which says how windows are varied from
-then on, `load_best`, which keeps the predictor of the epoch with the least validation loss, and
-`tried`, which changes the package."""
+then on, `load_best`, which keeps the predictor of the epoch with the least validation loss, `more`,
+a pool whose training part is learned from as well, and `tried`, which changes the package. The
+pool "EURUSD hourly" had ended before "AAPL hourly" began."""
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "as drawn": {"temperature": 1.0, "antithetic": False},
@@ -94,8 +97,10 @@ def walks(pool: Pool) -> dict[str, float]:
 def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Measures of a variant on each validation series, for each way of drawing."""
     own = dict(config)
-    tried = own.pop("tried", nullcontext)
-    if not own.pop("stamps", True):
+    tried, more = own.pop("tried", nullcontext), own.pop("more", None)
+    if more is not None:
+        seen = replace(pool, train=[*pool.train, *load(more).train])
+    elif not own.pop("stamps", True):
         parts = ([series.with_metadata(None) for series in part] for part in (pool.train, pool.val))
         seen = replace(pool, train=next(parts), val=next(parts))
     else:

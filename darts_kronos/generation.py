@@ -6,7 +6,6 @@ C components.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ NUCLEUS_TRIED = 128
 
 PACKED_STEPS = 40
 """Steps of generation from which on it pays to lay out the weights for them."""
+
+ALL = 2**31
+"""More tokens than any codebook has."""
 
 SLIDING = ("exact", "cached")
 """Ways to go on past `max_context`: read the window again for each bar, or drop its oldest bars."""
@@ -55,6 +57,10 @@ class Sampling:
     top_p
         Of the tokens that `top_k` leaves, draw from the most probable whose probabilities reach
         `top_p` together; None keeps all.
+
+    Notes
+    -----
+    Tokens of a single path are drawn in the same way by ``nn.row_kernels.draw`` where it is there.
 
     Raises
     ------
@@ -85,7 +91,7 @@ class Sampling:
     @property
     def numbers(self) -> tuple[float, int, float]:
         """Temperature, `top_k` and `top_p`; for None, such as leave no token out."""
-        top_k = sys.maxsize if self.top_k is None else self.top_k
+        top_k = ALL if self.top_k is None else min(self.top_k, ALL)
         return float(self.temperature), top_k, 1.0 if self.top_p is None else float(self.top_p)
 
     def draw(self, logits: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def predictor():
 
 
 @contextmanager
-def ready(predictor, dtype=torch.float32, layout=1):
-    with torch.inference_mode(), predictor.folded(), packed(predictor, dtype, layout):
+def ready(predictor, dtype=torch.float32):
+    with torch.inference_mode(), predictor.folded(), packed(predictor, dtype, 1):
         yield
 
 
@@ -71,9 +71,11 @@ def seen(monkeypatch):
     """What each call of the kernel that writes a path left: hidden state, and both logits."""
     found = []
 
-    def write(s1, *arguments):
-        written = row_kernels.write(s1, *arguments)
+    def write(start, stop, s1, *arguments):
+        written = row_kernels.write(start, stop, s1, *arguments)
         known, most, tables, _, kept, sizes, eps, _, after, hidden, logits = arguments[3:]
+        if stop < len(s1):
+            return written
         end, of_s2 = known + len(s1) - 1, np.empty(len(after[8]), dtype=np.float32)
         place = (max(0, end - most), end, after, hidden, of_s2)
         row_kernels.s2_logits(s1[-1], tables, kept, sizes, eps, *place)
@@ -91,10 +93,12 @@ def assert_all_close(found, expected, atol=1e-5):
 
 
 class TestPath:
-    @pytest.mark.parametrize("layout", [0, 1])
+    @pytest.mark.parametrize(("long", "bars"), [(1, 3), (100, 100)])
     @pytest.mark.parametrize("kwargs", [{}, {"most": 20}, {"most": 24}, {"stamps": False}], ids=str)
-    def test_it_is_followed_as_by_torch(self, predictor, seen, kwargs, layout):
-        with ready(predictor, layout=layout):
+    def test_it_is_followed_as_by_torch(self, predictor, seen, kwargs, long, bars, monkeypatch):
+        monkeypatch.setattr(rows, "LONG_PATH", long)
+        monkeypatch.setattr(rows, "BARS_OF_A_CALL", bars)
+        with ready(predictor):
             tokens = [write(predictor, n, **kwargs) for n in range(1, NEW + 1)]
             expected = follow(predictor, tokens[-1], **kwargs)
         assert len(seen) == NEW
@@ -149,17 +153,37 @@ class TestPath:
         with ready(predictor):
             assert write(predictor) is not None
 
-    def test_weights_of_long_paths_lie_in_one_piece(self, predictor):
+    def test_weights_of_long_paths_lie_in_one_piece(self, predictor, monkeypatch):
         own = {one.data_ptr() for one in predictor.parameters()}
-        with ready(predictor, layout=0):
+        with ready(predictor):
+            write(predictor)
+            assert predictor.packed.laid_out is None
             assert {one.ctypes.data for one in predictor.packed.arrays} <= own
-        with ready(predictor, layout=1):
-            arrays = predictor.packed.arrays
-            places = [one.ctypes.data for one in arrays]
-            assert not own & set(places)
-            ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
-            gaps = np.array(places[1:]) - ends[:-1]
-            assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
+            monkeypatch.setattr(rows, "LONG_PATH", NEW)
+            write(predictor)
+            arrays = predictor.packed.laid_out
+            write(predictor)
+            assert predictor.packed.laid_out is arrays
+        places = [one.ctypes.data for one in arrays]
+        assert not own & set(places)
+        ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
+        gaps = np.array(places[1:]) - ends[:-1]
+        assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
+
+    def test_greedy_paths_leave_the_generator_alone(self, predictor):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        with ready(predictor):
+            write(predictor)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_defaults_of_tensors_do_not_matter(self, predictor):
+        with ready(predictor):
+            try:
+                torch.set_default_dtype(torch.float64)
+                assert write(predictor, stamps=False, sampling=Sampling()) is not None
+            finally:
+                torch.set_default_dtype(torch.float32)
 
     def test_one_beyond_its_room_is_refused(self, predictor):
         with ready(predictor):
@@ -207,6 +231,7 @@ class TestDraw:
             {"top_k": 1},
             {"top_k": 5},
             {"top_k": 99},
+            {"top_k": 10**30},
             {"top_p": 0.7},
             {"top_p": 1e-6},
             {"top_p": 1.0},

@@ -28,8 +28,10 @@ BLOCK = 64
 HEADS = 16
 """Heads in a block, for each thread."""
 
-MOST_KEPT = 2**28
-"""Bytes of weights that are kept for gradients; with dropout torch keeps more than that itself."""
+BARS_PER_CHANNEL = 16
+"""Bars of a window for each channel of a head up to which blocks are made: their weights, which are
+kept for gradients, are then fewer than what the other layers keep. With dropout torch keeps them
+itself."""
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
@@ -47,12 +49,12 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
     Tensor
         Shape (..., T, K).
     """
+    T, K = queries.shape[-2:]
     with_gradients = torch.is_grad_enabled()
-    kept = queries.shape[:-1].numel() * queries.shape[-2] / 2 * queries.itemsize
-    many = with_gradients and kept > MOST_KEPT
+    many = with_gradients and T > BARS_PER_CHANNEL * K
     fused = dropout == 0 and (many or torch.get_num_threads() > 1)
     if not fused and plain_on_cpu(queries, keys, values):
-        scaled = queries * queries.shape[-1] ** -0.5
+        scaled = queries * K**-0.5
         flat = (one.flatten(0, -3).contiguous() for one in (scaled, keys, values))
         attend: Any = _Blocks.apply if with_gradients else _attend
         out: Tensor = attend(*flat, dropout, HEADS * torch.get_num_threads())

@@ -87,7 +87,7 @@ class _Rotate(torch.autograd.Function):
 def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     # In one piece, as attention takes it.
-    out = torch.empty(x.shape, dtype=cosines.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, cosines.dtype), device=x.device)
     torch.mul(x, cosines, out=out)
     out[..., :half].addcmul_(x[..., half:], sines[..., :half])
     out[..., half:].addcmul_(x[..., :half], sines[..., half:])

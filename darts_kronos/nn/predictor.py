@@ -251,7 +251,7 @@ class KronosPredictor(nn.Module):
         """
         size = windows_at_once(len(s1), s1.shape[1] * self.width, self.s1_head.weight)
         losses = []
-        for first in range(0, len(s1), size):
+        for first in range(0, max(1, len(s1)), size):
             part = slice(first, first + size)
             times = None if stamps is None else stamps[part]
             losses.append(self._token_losses(s1[part], s2[part], times))
@@ -336,7 +336,8 @@ class KronosPredictor(nn.Module):
         most
             Bars that a bar sees at most, itself included; not less than those of the window.
         sampling
-            Temperature, `top_k` and `top_p`: 1 and as many as there are tokens leave none out.
+            Temperature, `top_k` and `top_p`; a `top_k` of all tokens, and a `top_p` of 1, leave
+            none out.
 
         Returns
         -------
@@ -353,7 +354,10 @@ class KronosPredictor(nn.Module):
         packed, tokens, queries = self.packed, self.tokens.folded, self.queries
         if packed is None or tokens is None or queries is None:
             return None
-        times = hidden.new_empty(0, 0) if stamps is None else self.calendar(stamps)[0]
+        times = hidden.new_empty(0, 0)
+        if stamps is not None:
+            # A few at a time: each is looked up in five tables.
+            times = torch.cat([self.calendar(part) for part in stamps[0].split(64)])
         return packed.write(
             n,
             hidden.flatten(),
@@ -367,6 +371,7 @@ class KronosPredictor(nn.Module):
 
     def pack(self, dtype: torch.dtype, rows: int) -> None:
         """Make the weights ready for single paths."""
+        self.packed = None
         s2, weights, layers = self.s2_conditioning, [], []
         for block in self.transformer.blocks:
             assert isinstance(block, Block)
@@ -376,16 +381,13 @@ class KronosPredictor(nn.Module):
             weights += [attn.out.bias, block.ffn_norm.weight]
             weights += [ffn.gate_value.weight, ffn.down.weight]
         layers += [s2.key_value, s2.out, self.s1_head, self.s2_head]
-        if dtype != torch.float32 or not are_plain(*layers):
-            return
         weights += [self.norm.weight, s2.key_value.weight, s2.key_value.bias]
         weights += [s2.out.weight, s2.out.bias, s2.norm.weight]
         weights += [self.s1_head.weight, self.s1_head.bias]
         weights += [self.s2_head.weight, self.s2_head.bias]
-        packed = RowPredictor.of(*weights)
-        if packed is not None and rows == 1:
-            packed.lay_out()
-        self.packed = packed
+        whole = are_plain(*layers) and all(one is not None for one in weights)
+        if dtype == torch.float32 and whole:
+            self.packed = RowPredictor.of(*weights)
 
     def unpack(self) -> None:
         """Go back to what any number of paths takes."""

@@ -1,16 +1,16 @@
-"""One bar of one path through the predictor, compiled by numba for this processor.
+"""One path through the predictor, bar by bar, compiled by numba for this processor.
 
 A step of a single path reads every weight once and does little with it. Torch calls some thirty
 small operations for each block, and its products of one row reach a third to two thirds of the
 memory's bandwidth; a plain loop over the rows of a weight, which lies output by output, reaches
 nearly all of it. Between such loops even an interpreter's few lines are slow, since the weights
-have driven them out of the processor's caches: so a bar is one call. All arrays are float32 and
-contiguous. Kernels are compiled when this module is imported; the machine code is kept for later
-processes where numba finds a folder for it.
+have driven them out of the processor's caches: so many bars are one call. Arrays are contiguous,
+and all but tokens and addresses float32. Kernels are compiled when this module is imported; the
+machine code is kept for later processes where numba finds a folder for it.
 
 Shapes by letter: D width of the model, H heads, K width of a head (D = H * K), F width of the
-feed-forward, L bars that a cache holds, N blocks, V entries of a codebook, I and O widths in and
-out.
+feed-forward, L bars that a cache holds, N blocks, V entries of a codebook, V1 of the coarse and V2
+of the fine one, n new bars, I and O widths in and out.
 """
 
 from __future__ import annotations
@@ -399,11 +399,13 @@ def draw(logits: Array, sampling: Any, uniform: float) -> int:
 
 
 @_compiled(
-    *(TOKENS, TOKENS, UNIFORMS, SAMPLING, int64, int64, TABLES, ADDRESSES, ADDRESSES),
+    *(int64, int64, TOKENS, TOKENS, UNIFORMS, SAMPLING, int64, int64, TABLES, ADDRESSES, ADDRESSES),
     *(SIZES, float64, ROTARY, AFTER, ROW, ROW),
     returns=int64,
 )
 def write(
+    start: int,
+    stop: int,
     s1: Any,
     s2: Any,
     uniforms: Any,
@@ -420,10 +422,14 @@ def write(
     hidden: Array,
     logits: Array,
 ) -> int:
-    """Write the bars of a path after a window; how many were written before a logit was infinite.
+    """Write bars of a path after a window.
+
+    The result is `stop`, or the bar whose logits are NaN or infinite.
 
     Parameters
     ----------
+    start, stop
+        Which of the path's new bars to write; those before have been written.
     s1, s2
         The new bars' tokens, (n,), which are written there.
     uniforms
@@ -458,7 +464,7 @@ def write(
         Those of the first new bar's coarse token, (V1,); the next are written there.
     """
     of_s2 = np.empty(after[8].shape[0], dtype=np.float32)
-    for i in range(s1.size):
+    for i in range(start, stop):
         end = known + i
         first = max(0, end - most)
         if i > 0:
@@ -485,4 +491,4 @@ def write(
         s2[i] = draw(of_s2, sampling, uniforms[i, 1])
         if s2[i] < 0:
             return i
-    return s1.size
+    return stop

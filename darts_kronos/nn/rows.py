@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 THREADS_OUTDONE = 2
 """Threads up to which torch was measured to be slower than the kernels, which use one."""
 
+LONG_PATH = 40
+"""Bars of a path from which on it pays to copy the weights for it."""
+
+BARS_OF_A_CALL = 32
+"""Bars that are written in one call of the kernel."""
+
 LINE = 16
 """Numbers in a cache line."""
 
@@ -107,18 +113,23 @@ class RowPredictor(_Weights):
     @staticmethod
     def calls(n_weights: int) -> int:
         """Thirty for each block, and as many for what comes after them."""
-        return 30 * (1 + n_weights // RowPredictor.OF_BLOCK)
+        n_blocks = (n_weights - RowPredictor.AFTER_BLOCKS) // RowPredictor.OF_BLOCK
+        return 30 * (1 + n_blocks)
 
     def __init__(self, kernels: ModuleType, *weights: Tensor | None):
         super().__init__(kernels, *weights)
         self.ff_dim = self.arrays[self.OF_BLOCK - 1].shape[1]
 
-    def lay_out(self) -> None:
-        """Copy the weights into one piece of memory, for paths of many bars.
+        self.laid_out: list[np.ndarray] | None = None
+
+    def _lay_out(self) -> list[np.ndarray]:
+        """The weights in one piece of memory.
 
         NumPy asks Linux for huge pages for an array as large. Weights of many small pages, which
         tensors are, cost a path that reads all of them for each bar a tenth of its time and more.
         """
+        if self.laid_out is not None:
+            return self.laid_out
         sizes = [-(-one.size // LINE) * LINE for one in self.arrays]
         parts = np.split(np.empty(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
         copies = [
@@ -127,7 +138,8 @@ class RowPredictor(_Weights):
         ]
         for copy, one in zip(copies, self.arrays, strict=True):
             copy[...] = one
-        self.arrays = copies
+        self.laid_out = copies
+        return copies
 
     def write(
         self,
@@ -179,28 +191,35 @@ class RowPredictor(_Weights):
             for one in layer.reserve(1, cache.capacity)
         ]
         H, L, _ = kept[0].shape
+        arrays = self._lay_out() if n >= LONG_PATH else self.arrays
+        greedy = sampling[1] == 1
+        draw = torch.zeros if greedy else torch.rand
+        uniforms = draw(n, 2, dtype=torch.float32, device="cpu")
         s1, s2 = (np.empty(n, dtype=np.int64) for _ in range(2))
-        written = self.kernels.write(
+        given = (
             s1,
             s2,
-            torch.rand(n, 2).numpy(),
+            uniforms.numpy(),
             sampling,
             cache.prefix_length,
             most,
             tuple(one.contiguous().numpy() for one in tables),
-            _addresses(self.arrays[: -self.AFTER_BLOCKS], self.OF_BLOCK),
+            _addresses(arrays[: -self.AFTER_BLOCKS], self.OF_BLOCK),
             _addresses(kept, 2),
             (H, self.ff_dim, L, len(kept[-1])),
             eps,
             tuple(one.contiguous().numpy() for one in cache.rotary),
-            tuple(self.arrays[-self.AFTER_BLOCKS :]),
+            tuple(arrays[-self.AFTER_BLOCKS :]),
             np.array(hidden),
             np.array(s1_logits),
         )
-        if written < n:
-            raise ValueError(
-                "The predictor's logits are no finite numbers: its weights are spoilt."
-            )
+        # In between Ctrl-C is heard.
+        for start in range(0, n, BARS_OF_A_CALL):
+            end = min(start + BARS_OF_A_CALL, n)
+            if self.kernels.write(start, end, *given) < end:
+                raise ValueError(
+                    "The predictor's logits are no finite numbers: its weights are spoilt."
+                )
         return torch.from_numpy(s1), torch.from_numpy(s2)
 
 

@@ -135,6 +135,18 @@ def test_initial_weights_are_as_published():
     assert attention.qkv.bias.abs().max() == 0
 
 
+def test_rotations_have_their_gradients_and_keep_their_precision():
+    table = rotary_table(5, 8, torch.device("cpu"))
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda one: layers.rotate(one, table), x)
+    assert layers.rotate(x, table).dtype == torch.float64
+    turned = layers.rotate(x.detach().bfloat16(), table)
+    assert turned.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        turned.double(), layers.rotate(x, table).detach(), rtol=0.02, atol=0.02
+    )
+
+
 class TestParts:
     """Many windows are taken through layers in parts, which changes nothing."""
 
@@ -169,6 +181,10 @@ class TestParts:
         whole = found()
         monkeypatch.setattr(layers, "PART_BYTES", part_bytes)
         torch.testing.assert_close(found(), whole, rtol=1e-3, atol=1e-6)
+
+    def test_a_batch_without_windows_has_no_loss(self):
+        none = torch.empty(0, 9, dtype=torch.long)
+        assert KronosPredictor(CONFIG).loss(none, none, None, torch.empty(0, 9)).loss == 0
 
     def test_they_are_alike_in_size_and_on_cpus_alone(self, monkeypatch):
         monkeypatch.setattr(layers, "PART_BYTES", 100)
@@ -254,7 +270,7 @@ class TestCausalAttention:
         )
         q = torch.randn(2, 3, 50, 4, requires_grad=True)
         causal_attention(q, q, q)
-        monkeypatch.setattr(attention, "MOST_KEPT", 2 * 3 * 50 * 50 / 2 * 4 - 1)
+        monkeypatch.setattr(attention, "BARS_PER_CHANNEL", 12)
         causal_attention(q, q, q)
         causal_attention(q, q, q, dropout=0.1)
         assert made == ([0.0, 0.1] if threads == 1 else [0.1])
