@@ -157,18 +157,30 @@ class TestPath:
         own = {one.data_ptr() for one in predictor.parameters()}
         with ready(predictor):
             write(predictor)
-            assert predictor.packed.laid_out is None
-            assert {one.ctypes.data for one in predictor.packed.arrays} <= own
+            assert predictor.packed().laid_out is None
+            assert {one.ctypes.data for one in predictor.packed().arrays} <= own
             monkeypatch.setattr(rows, "LONG_PATH", NEW)
             write(predictor)
-            arrays = predictor.packed.laid_out
+            arrays = predictor.packed().laid_out
             write(predictor)
-            assert predictor.packed.laid_out is arrays
+            assert predictor.packed().laid_out is arrays
         places = [one.ctypes.data for one in arrays]
         assert not own & set(places)
         ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
         gaps = np.array(places[1:]) - ends[:-1]
         assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
+
+    def test_several_paths_do_not_load_the_kernels(self, predictor, monkeypatch):
+        def load():
+            raise AssertionError
+
+        monkeypatch.setattr(rows, "row_kernels", load)
+        bars, stamps = reference.random_bars(2, 20, 1), reference.random_stamps(2, 60, 1)
+        drawn = {"n": 40, "num_samples": 3, "max_context": 64, "sampling": Sampling()}
+        networks = reference.tokenizers(0)[1], predictor
+        assert generate(*networks, bars, stamps, **drawn).shape == (3, 2, 40, 6)
+        with pytest.raises(AssertionError):
+            generate(*networks, bars[:1], stamps[:1], **drawn | {"num_samples": 1})
 
     def test_greedy_paths_leave_the_generator_alone(self, predictor):
         torch.manual_seed(5)

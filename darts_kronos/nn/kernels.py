@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -94,16 +95,21 @@ class PackedWeights:
         self.weight = layer.weight.detach().to(dtype)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         on_cpu = self.weight.device.type == "cpu"
-        self.row = RowProduct.of(self.weight, self.bias)
+        self._plain = self.weight
         self.by_onednn = _HAS_ONEDNN and on_cpu and (dtype == torch.float32 or _onednn_has(dtype))
         if rows > 1 and self.by_onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
-        self.turn = rows == 1 and self.row is None and on_cpu and dtype == torch.float32
+        self.turn = rows == 1 and on_cpu and dtype == torch.float32 and self.row is None
         self.turned: Tensor | None = None
+
+    @cached_property
+    def row(self) -> RowProduct | None:
+        """The product of a single row; its kernel is loaded when there is one to make."""
+        return RowProduct.of(self._plain, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""
-        if self.row is not None and is_row(x):
+        if is_row(x) and self.row is not None:
             return self.row(x.float()).to(x.dtype)
         if self.turn and is_row(x):
             # Torch's own product reads weights fastest that lie input by input.

@@ -6,8 +6,9 @@ head, V1 and V2 entries of the coarse and of the fine codebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache as once
 from typing import NamedTuple
 
 import torch
@@ -156,10 +157,11 @@ class KronosPredictor(nn.Module):
     Attributes
     ----------
     packed
-        Its weights as the compiled kernels want them, while they may be asked for single paths.
+        Gives the weights as the compiled kernels want them, while these may be asked for single
+        paths; None if they are not there.
     """
 
-    packed: RowPredictor | None = None
+    packed: Callable[[], RowPredictor | None] | None = None
 
     def __init__(self, config: PredictorConfig):
         super().__init__()
@@ -351,8 +353,11 @@ class KronosPredictor(nn.Module):
         ValueError
             If there is no room for the bars, or logits are NaN or infinite.
         """
-        packed, tokens, queries = self.packed, self.tokens.folded, self.queries
-        if packed is None or tokens is None or queries is None:
+        prepare, tokens, queries = self.packed, self.tokens.folded, self.queries
+        if prepare is None or tokens is None or queries is None:
+            return None
+        packed = prepare()
+        if packed is None:
             return None
         times = hidden.new_empty(0, 0)
         if stamps is not None:
@@ -387,7 +392,8 @@ class KronosPredictor(nn.Module):
         weights += [self.s2_head.weight, self.s2_head.bias]
         whole = are_plain(*layers) and all(one is not None for one in weights)
         if dtype == torch.float32 and whole:
-            self.packed = RowPredictor.of(*weights)
+            # The kernels are loaded when there is a single path to write.
+            self.packed = once(lambda: RowPredictor.of(*weights))
 
     def unpack(self) -> None:
         """Go back to what any number of paths takes."""
