@@ -97,14 +97,12 @@ def walks(pool: Pool) -> dict[str, float]:
 def measure(pool: Pool, config: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Measures of a variant on each validation series, for each way of drawing."""
     own = dict(config)
-    tried, more = own.pop("tried", nullcontext), own.pop("more", None)
+    tried, more, seen = own.pop("tried", nullcontext), own.pop("more", None), pool
     if more is not None:
-        seen = replace(pool, train=[*pool.train, *load(more).train])
-    elif not own.pop("stamps", True):
-        parts = ([series.with_metadata(None) for series in part] for part in (pool.train, pool.val))
-        seen = replace(pool, train=next(parts), val=next(parts))
-    else:
-        seen = pool
+        seen = replace(seen, train=[*seen.train, *load(more).train])
+    if not own.pop("stamps", True):
+        parts = ([series.with_metadata(None) for series in part] for part in (seen.train, seen.val))
+        seen = replace(seen, train=next(parts), val=next(parts))
     paths = {}
     with tried():
         fitted = Fitted(Candidate("Kronos", own.pop("view", "mirrored"), own), seen, seed)

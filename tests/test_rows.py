@@ -93,6 +93,11 @@ def assert_all_close(found, expected, atol=1e-5):
 
 
 class TestPath:
+    def assert_followed(self, predictor, tokens, expected, atol=1e-5):
+        """Torch's own steps give what they gave before the weights were made ready."""
+        for found, other in zip(follow(predictor, tokens), expected, strict=True):
+            assert_all_close(found, other, atol)
+
     @pytest.mark.parametrize(("long", "bars"), [(1, 3), (100, 100)])
     @pytest.mark.parametrize("kwargs", [{}, {"most": 20}, {"most": 24}, {"stamps": False}], ids=str)
     def test_it_is_followed_as_by_torch(self, predictor, seen, kwargs, long, bars, monkeypatch):
@@ -121,23 +126,46 @@ class TestPath:
 
     @pytest.mark.parametrize("targets", [None, ["key_value"], ["down"], ["s1_head"]], ids=str)
     def test_adapters_are_left_to_torch(self, predictor, targets):
+        tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            plain = follow(predictor, tokens)
         add_lora(predictor, {"r": 2} if targets is None else {"r": 2, "target_modules": targets})
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in predictor.named_parameters():
+            if "lora_" in name:
+                weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
+        with torch.inference_mode():
+            expected = follow(predictor, tokens)
+        assert any(
+            not torch.allclose(one, other, atol=0.01)
+            for one, other in zip(plain[-1], expected[-1], strict=True)
+        )
         with ready(predictor):
             assert write(predictor) is None
+            self.assert_followed(predictor, tokens, expected, atol=1e-4)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_other_precisions_are_left_to_torch(self, predictor, dtype):
-        with ready(predictor.to(dtype), dtype):
+        predictor = predictor.to(dtype)
+        tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            expected = follow(predictor, tokens)
+        with ready(predictor, dtype):
             assert write(predictor) is None
+            exact = dtype == torch.float64
+            self.assert_followed(predictor, tokens, expected, atol=1e-5 if exact else 0.1)
 
     def test_what_is_not_ready_is_left_to_torch(self, predictor, monkeypatch):
         with torch.inference_mode():
             assert write(predictor) is None
             with packed(predictor, torch.float32, 1):
                 assert write(predictor) is None
+            tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+            expected = follow(predictor, tokens)
         monkeypatch.setattr(rows, "row_kernels", lambda: None)
         with ready(predictor):
             assert write(predictor) is None
+            self.assert_followed(predictor, tokens, expected)
 
     def test_many_threads_gain_on_large_weights_alone(self, predictor, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: rows.THREADS_OUTDONE + 1)
@@ -157,7 +185,7 @@ class TestPath:
         own = {one.data_ptr() for one in predictor.parameters()}
         with ready(predictor):
             write(predictor)
-            assert predictor.packed().laid_out is None
+            assert "laid_out" not in vars(predictor.packed())
             assert {one.ctypes.data for one in predictor.packed().arrays} <= own
             monkeypatch.setattr(rows, "LONG_PATH", NEW)
             write(predictor)

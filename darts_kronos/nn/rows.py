@@ -8,7 +8,7 @@ I and O widths in and out.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Self
 
@@ -116,20 +116,13 @@ class RowPredictor(_Weights):
         n_blocks = (n_weights - RowPredictor.AFTER_BLOCKS) // RowPredictor.OF_BLOCK
         return 30 * (1 + n_blocks)
 
-    def __init__(self, kernels: ModuleType, *weights: Tensor | None):
-        super().__init__(kernels, *weights)
-        self.ff_dim = self.arrays[self.OF_BLOCK - 1].shape[1]
-
-        self.laid_out: list[np.ndarray] | None = None
-
-    def _lay_out(self) -> list[np.ndarray]:
+    @cached_property
+    def laid_out(self) -> list[np.ndarray]:
         """The weights in one piece of memory.
 
         NumPy asks Linux for huge pages for an array as large. Weights of many small pages, which
         tensors are, cost a path that reads all of them for each bar a tenth of its time and more.
         """
-        if self.laid_out is not None:
-            return self.laid_out
         sizes = [-(-one.size // LINE) * LINE for one in self.arrays]
         parts = np.split(np.empty(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
         copies = [
@@ -138,7 +131,6 @@ class RowPredictor(_Weights):
         ]
         for copy, one in zip(copies, self.arrays, strict=True):
             copy[...] = one
-        self.laid_out = copies
         return copies
 
     def write(
@@ -191,7 +183,8 @@ class RowPredictor(_Weights):
             for one in layer.reserve(1, cache.capacity)
         ]
         H, L, _ = kept[0].shape
-        arrays = self._lay_out() if n >= LONG_PATH else self.arrays
+        arrays = self.laid_out if n >= LONG_PATH else self.arrays
+        F = arrays[self.OF_BLOCK - 1].shape[1]
         greedy = sampling[1] == 1
         draw = torch.zeros if greedy else torch.rand
         uniforms = draw(n, 2, dtype=torch.float32, device="cpu")
@@ -206,7 +199,7 @@ class RowPredictor(_Weights):
             tuple(one.contiguous().numpy() for one in tables),
             _addresses(arrays[: -self.AFTER_BLOCKS], self.OF_BLOCK),
             _addresses(kept, 2),
-            (H, self.ff_dim, L, len(kept[-1])),
+            (H, F, L, len(kept[-1])),
             eps,
             tuple(one.contiguous().numpy() for one in cache.rotary),
             tuple(arrays[-self.AFTER_BLOCKS :]),
