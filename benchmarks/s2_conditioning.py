@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader
 
 from darts_kronos import KronosModel, candles
 from darts_kronos.augmentation import Augmentation
-from darts_kronos.nn.layers import rotary_table, rotate
 from darts_kronos.nn.predictor import S2_QUERY_GAIN, KronosPredictor, PredictorLoss
+from darts_kronos.nn.rotary import rotary_table, rotate
 
 CONTEXT, HORIZON = 96, 24
 

@@ -38,8 +38,8 @@ from darts_kronos.nn.config import (
     PredictorConfig,
     TokenizerConfig,
 )
-from darts_kronos.nn.layers import rotary_frequencies
 from darts_kronos.nn.predictor import STAMP_SIZES, KronosPredictor
+from darts_kronos.nn.rotary import rotary_frequencies
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 CONFIG_FILE = "config.json"

@@ -7,12 +7,12 @@ over where it is the better: where weights, which are kept for the gradients, wo
 with several threads, which would have to wait for each other after each product, at length where
 another process has one of their cores. It has no fused form with dropout.
 
-Shapes by letter: N heads of all windows, T bars, K width of a head.
+Shapes by letter: B windows, H heads of a window, N heads of all windows, T bars, K width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.kernels import entries_kept, plain_on_cpu
+from darts_kronos.nn.kernels import draw_shares, dropout_scale, plain_on_cpu
+from darts_kronos.nn.rotary import Rotary, rotate, rotate_into
 
 BLOCK = 64
 """Queries in a block."""
@@ -50,20 +51,54 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
         Shape (..., T, K).
     """
     T, K = queries.shape[-2:]
-    with_gradients = torch.is_grad_enabled()
-    many = with_gradients and T > BARS_PER_CHANNEL * K
-    fused = dropout == 0 and (many or torch.get_num_threads() > 1)
-    if not fused and plain_on_cpu(queries, keys, values):
+    if _by_blocks(T, K, dropout) and plain_on_cpu(queries, keys, values):
         scaled = queries * K**-0.5
         flat = (one.flatten(0, -3).contiguous() for one in (scaled, keys, values))
-        attend: Any = _Blocks.apply if with_gradients else _attend
-        out: Tensor = attend(*flat, dropout, HEADS * torch.get_num_threads())
+        attend: Any = _Blocks.apply if torch.is_grad_enabled() else _attend
+        out: Tensor = attend(*flat, dropout)
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
 
-def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Heads, `size` at a time, queries, and the keys that these may see, of each block."""
+def self_attention(heads: Tensor, rotary: Rotary, dropout: float = 0.0) -> Tensor:
+    """The same of rotated queries and keys.
+
+    Parameters
+    ----------
+    heads
+        Queries, keys and values of each bar, in that order, (B, T, 3, H, K).
+    rotary
+        What rotates queries and keys, each (T, K).
+    dropout
+        Share of the attention's weights that are left out.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, T, H, K).
+    """
+    T, K = heads.shape[1], heads.shape[-1]
+    if _by_blocks(T, K, dropout) and plain_on_cpu(heads):
+        if not torch.is_grad_enabled():
+            return _self_attend(heads, rotary, dropout)[0]
+        out: Tensor = _SelfBlocks.apply(heads, *rotary, dropout)
+        return out
+    queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+    y = causal_attention(rotate(queries, rotary), rotate(keys, rotary), values, dropout)
+    return y.transpose(1, 2)
+
+
+def _by_blocks(T: int, K: int, dropout: float) -> bool:
+    """Whether blocks are the faster way, and hold no more than they may."""
+    if dropout > 0:
+        return True
+    many = torch.is_grad_enabled() and T > BARS_PER_CHANNEL * K
+    return not many and torch.get_num_threads() == 1
+
+
+def _blocks(N: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Heads, queries, and the keys that these may see, of each block."""
+    size = HEADS * torch.get_num_threads()
     for head in range(0, N, size):
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
@@ -71,20 +106,16 @@ def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout: float,
-    heads_at_once: int,
-    kept: list[Tensor] | None = None,
+    q: Tensor, k: Tensor, v: Tensor, dropout: float, kept: list[Tensor] | None = None
 ) -> Tensor:
     """Attention of scaled queries, keys and values, each (N, T, K).
 
-    What gradients take is added to `kept`: weights, and with dropout how much of each counts.
+    What gradients take of each block is added to `kept`: its weights before dropout, and with
+    dropout the shares by which they went.
     """
     out = torch.empty_like(q)
     ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
-    for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
+    for heads, rows, seen in _blocks(*q.shape[:2]):
         scores = torch.bmm(q[heads, rows], k[heads, seen].mT)
         size = scores.shape[1]
         scores[:, :, rows] += ahead[:size, :size]
@@ -92,49 +123,115 @@ def _attend(
         if kept is not None:
             kept.append(weights)
         if dropout > 0:
-            # 0, or enough for those that are left out.
-            of_weights, factor = entries_kept(weights, dropout)
-            scale = of_weights.to(weights.dtype).mul_(factor)
-            weights = weights * scale
+            shares = draw_shares(weights)
+            weights = dropout_scale(shares, dropout, weights).mul_(weights)
             if kept is not None:
-                kept.append(scale)
+                kept.append(shares)
         out[heads, rows] = torch.bmm(weights, v[heads, seen])
     return out
+
+
+def _gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    along: Tensor,
+    gradient: Tensor,
+    dropout: float,
+    kept: Iterable[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the same, for its gradient, (N, T, K), and this one's products with what it gave."""
+    to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    parts = iter(kept)
+    for heads, rows, seen in _blocks(*q.shape[:2]):
+        weights = next(parts)
+        of_rows = gradient[heads, rows].contiguous()
+        if dropout > 0:
+            scale = dropout_scale(next(parts), dropout, weights)
+            to_scores = torch.bmm(of_rows, v[heads, seen].mT).mul_(scale)
+            to_scores -= along[heads, rows]
+            used = scale.mul_(weights)
+        else:
+            to_scores = torch.baddbmm(along[heads, rows], of_rows, v[heads, seen].mT, beta=-1)
+            used = weights
+        to_v[heads, seen].baddbmm_(used.mT, of_rows)
+        to_scores *= weights
+        to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
+        to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
+    return to_q, to_k, to_v
 
 
 class _Blocks(torch.autograd.Function):
     """The same with its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, heads_at_once: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         kept: list[Tensor] = []
-        out = _attend(q, k, v, dropout, heads_at_once, kept)
+        out = _attend(q, k, v, dropout, kept)
         ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.blocks = list(_blocks(len(q), q.shape[1], heads_at_once))
-        ctx.dropped = dropout > 0
+        ctx.dropout = dropout
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, *kept = ctx.saved_tensors
-        to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         along = (gradient * out).sum(dim=-1, keepdim=True)
-        parts = iter(kept)
-        for heads, rows, seen in ctx.blocks:
-            weights = next(parts)
-            scale = next(parts) if ctx.dropped else None
-            of_rows = gradient[heads, rows].contiguous()
-            used = weights if scale is None else weights * scale
-            to_v[heads, seen].baddbmm_(used.mT, of_rows)
-            if scale is None:
-                to_scores = torch.baddbmm(along[heads, rows], of_rows, v[heads, seen].mT, beta=-1)
-            else:
-                to_scores = torch.bmm(of_rows, v[heads, seen].mT).mul_(scale)
-                to_scores -= along[heads, rows]
-            to_scores *= weights
-            to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
-            to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
-        return to_q, to_k, to_v, None, None
+        return *_gradients(q, k, v, along, gradient, ctx.dropout, kept), None
+
+
+def _self_attend(
+    heads: Tensor, rotary: Rotary, dropout: float, kept: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """``self_attention``, and queries, keys and values, (3, N, T, K), as its products take them."""
+    B, T, _, H, K = heads.shape
+    own = heads.new_empty(3, B, H, T, K)
+    queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+    rotate_into(own[0], queries, _scaled(rotary, K**-0.5))
+    rotate_into(own[1], keys, rotary)
+    own[2] = values
+    own = own.flatten(1, 2)
+    q, k, v = own
+    out = _attend(q, k, v, dropout, kept).view(B, H, T, K)
+    return out.transpose(1, 2).contiguous(), own
+
+
+def _scaled(rotary: Rotary, factor: float) -> Rotary:
+    cosines, sines = rotary
+    return cosines * factor, sines * factor
+
+
+def _back(rotary: Rotary) -> Rotary:
+    cosines, sines = rotary
+    return cosines, -sines
+
+
+class _SelfBlocks(torch.autograd.Function):
+    """The same with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor, dropout: float) -> Tensor:
+        kept: list[Tensor] = []
+        out, own = _self_attend(heads, (cosines, sines), dropout, kept)
+        ctx.save_for_backward(own, cosines, sines, out, *kept)
+        ctx.dropout = dropout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        own, cosines, sines, out, *kept = ctx.saved_tensors
+        B, T, H, K = out.shape
+        along = (gradient * out).sum(dim=-1).transpose(1, 2).reshape(B * H, T, 1)
+        of_heads = gradient.transpose(1, 2).reshape(B * H, T, K)
+        q, k, v = own
+        to_q, to_k, to_v = _gradients(q, k, v, along, of_heads, ctx.dropout, kept)
+        # Of both back, into one piece: straight to where they go takes longer.
+        turned = torch.empty_like(own[:2])
+        back = _back((cosines, sines))
+        rotate_into(turned[0], to_q, _scaled(back, K**-0.5))
+        rotate_into(turned[1], to_k, back)
+        to_heads = out.new_empty(B, T, 3, H, K)
+        for to, one in zip(to_heads.permute(2, 0, 3, 1, 4), (*turned, to_v), strict=True):
+            to.copy_(one.view(B, H, T, K))
+        return to_heads, None, None, None

@@ -216,16 +216,22 @@ SHARES = 2**16
 """Shares that dropout tells apart: as many as two random bytes have values."""
 
 
-def entries_kept(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """Which entries of a tensor like `x` dropout leaves, bool, and the factor that makes up for it.
+def draw_shares(x: Tensor) -> Tensor:
+    """A share of ``SHARES`` for each entry of `x`, int16 from the least on, by which it may go.
 
     Torch draws a number for each entry; here two bytes of a number do.
     """
-    left_out = min(round(dropout * SHARES), SHARES - 1)
     count = x.numel()
     numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)
-    drawn = numbers.random_(-(2**63), None).view(torch.int16)[:count].view(x.shape)
-    return drawn >= left_out - SHARES // 2, SHARES / (SHARES - left_out)
+    return numbers.random_(-(2**63), None).view(torch.int16)[:count].view(x.shape)
+
+
+def dropout_scale(shares: Tensor, dropout: float, like: Tensor) -> Tensor:
+    """What each entry is multiplied by: 0, or what makes up for those that are left out."""
+    left_out = min(round(dropout * SHARES), SHARES - 1)
+    # Straight into the data type of the product: a tensor of bools takes four times as long.
+    kept = torch.ge(shares, left_out - SHARES // 2, out=torch.empty_like(like))
+    return kept.mul_(SHARES / (SHARES - left_out))
 
 
 class _Dropped(torch.autograd.Function):
@@ -233,15 +239,16 @@ class _Dropped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
-        kept, ctx.factor = entries_kept(x, dropout)
-        ctx.save_for_backward(kept)
-        return torch.where(kept, x, 0.0).mul_(ctx.factor)
+        shares = draw_shares(x)
+        ctx.save_for_backward(shares)
+        ctx.dropout = dropout
+        return dropout_scale(shares, dropout, x).mul_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return torch.where(kept, gradient, 0.0).mul_(ctx.factor), None
+        (shares,) = ctx.saved_tensors
+        return dropout_scale(shares, ctx.dropout, gradient).mul_(gradient), None
 
 
 class Dropout(nn.Dropout):
@@ -253,6 +260,35 @@ class Dropout(nn.Dropout):
             out: Tensor = _Dropped.apply(x, self.p)
             return out
         return super().forward(x)
+
+
+class _Gated(torch.autograd.Function):
+    """``silu(gate) * value`` and its gradients, in one piece; nothing in between is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_value)
+        gate, value = gate_value.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (gate_value,) = ctx.saved_tensors
+        out = torch.empty_like(gate_value)
+        (gate, value), (to_gate, to_value) = gate_value.chunk(2, dim=-1), out.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=to_value)
+        torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
+        return out
+
+
+def gated(gate_value: Tensor) -> Tensor:
+    """``silu(gate) * value``, (..., F), of both in one, (..., 2 F), in that order."""
+    if plain_on_cpu(gate_value):
+        out: Tensor = _Gated.apply(gate_value)
+        return out
+    gate, value = gate_value.chunk(2, dim=-1)
+    return F.silu(gate) * value
 
 
 @runtime_checkable

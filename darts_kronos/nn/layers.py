@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.attention import causal_attention
-from darts_kronos.nn.kernels import Dropout, Linear, RMSNorm
+from darts_kronos.nn.attention import causal_attention, self_attention
+from darts_kronos.nn.kernels import Dropout, Linear, RMSNorm, gated
+from darts_kronos.nn.rotary import Rotary, rotary_table, rotate
 
-ROTARY_BASE = 10000.0
 NORM_EPS = 1e-5
 
 PART_BYTES = 10 * 2**20
@@ -33,73 +31,7 @@ PART_BYTES = 10 * 2**20
 results come from memory, and many that are larger from pages that the system has to hand out anew:
 a training step of many windows at once takes a fifth longer."""
 
-Rotary = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
-
-
-def rotary_frequencies(head_width: int, device: torch.device | None = None) -> Tensor:
-    """Angle per bar of each pair of channels, (K / 2,), float32."""
-    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32)
-    return 1.0 / (ROTARY_BASE ** (exponents / head_width))
-
-
-def rotary_table(length: int, head_width: int, device: torch.device) -> Rotary:
-    """Cosines and sines that rotate a head's halves (arXiv 2104.09864).
-
-    Always computed in float32: half precision cannot tell distant positions apart.
-
-    Parameters
-    ----------
-    length
-        T, the number of positions, from 0.
-    head_width
-        K, an even number.
-    device
-        Where the tables are made.
-
-    Returns
-    -------
-    tuple of Tensor
-        Cosines, and sines with the first half's negated as ``rotate`` wants them; each of shape
-        (T, K), float32.
-    """
-    positions = torch.arange(length, device=device, dtype=torch.float32)
-    angles = torch.outer(positions, rotary_frequencies(head_width, device))
-    cosines, sines = angles.cos(), angles.sin()
-    return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation, whose gradient is the rotation back: nothing of `x` is kept for it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        ctx.save_for_backward(cosines, sines)
-        return _rotated(x, cosines, sines)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cosines, sines = ctx.saved_tensors
-        return _rotated(gradient, cosines, -sines), None, None
-
-
-def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    # In one piece, as attention takes it.
-    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, cosines.dtype), device=x.device)
-    torch.mul(x, cosines, out=out)
-    out[..., :half].addcmul_(x[..., half:], sines[..., :half])
-    out[..., half:].addcmul_(x[..., :half], sines[..., half:])
-    return out.to(x.dtype)
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate queries or keys of shape (..., T, K) by their positions."""
-    if not torch.is_grad_enabled():
-        return _rotated(x, *rotary)
-    rotated: Tensor = _Rotate.apply(x, *rotary)
-    return rotated
 
 
 def windows_at_once(count: int, numbers: int, like: Tensor) -> int:
@@ -304,18 +236,21 @@ class CausalSelfAttention(nn.Module):
         self.out = Linear(d_model, d_model)
         self.resid_dropout = Dropout(resid_dropout)
 
+    def _dropout(self) -> float:
+        return self.attn_dropout if self.training else 0.0
+
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Outputs (B, T, D) of whole windows, with their keys and values."""
-        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = heads.unbind(0)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        dropout = self.attn_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, dropout)
+        y = causal_attention(q, k, v, self._dropout())
         return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Outputs (B, T, D) of whole windows."""
-        return self.prefill(x, rotary)[0]
+        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))
+        y = self_attention(heads, rotary, self._dropout())
+        return self.resid_dropout(self.out(y.flatten(-2)))
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
@@ -342,8 +277,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the shape of `x`, (..., D)."""
-        gate, value = self.gate_value(x).chunk(2, dim=-1)
-        return self.dropout(self.down(F.silu(gate) * value))
+        return self.dropout(self.down(gated(self.gate_value(x))))
 
 
 class Block(nn.Module):
@@ -375,7 +309,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Outputs (B, T, D) of whole windows."""
-        return self.prefill(x, rotary)[0]
+        x = x + self.attn(self.attn_norm(x), rotary)
+        return x + self.ffn(self.ffn_norm(x))
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from darts_kronos.nn import attention, layers
-from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention
+from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention, self_attention
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
-from darts_kronos.nn.kernels import Dropout
+from darts_kronos.nn.kernels import Dropout, gated
 from darts_kronos.nn.layers import rotary_table
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -228,6 +228,27 @@ class TestDropout:
         assert dropout.train()(x.double()).dtype == torch.float64
 
 
+class TestGated:
+    @pytest.mark.parametrize("shape", [(6,), (3, 8), (2, 5, 12), (0, 4)])
+    def test_outputs_and_gradients_are_those_of_torch(self, shape):
+        torch.manual_seed(0)
+        both = torch.randn(*shape, requires_grad=True)
+        gate, value = both.chunk(2, dim=-1)
+        expected = F.silu(gate) * value
+        gradient = torch.randn_like(expected)
+        found = gated(both)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(out, both, gradient)[0] for out in (found, expected))
+        )
+
+    def test_other_data_types_are_left_to_torch(self):
+        both = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(gated, both)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gated(both.bfloat16()).dtype == torch.bfloat16
+
+
 class TestCausalAttention:
     """In training on one thread it is made of blocks; torch's own is what it must equal."""
 
@@ -262,12 +283,10 @@ class TestCausalAttention:
 
     def test_what_torch_is_better_at_is_left_to_it(self, monkeypatch, threads):
         made, read = [], []
-        monkeypatch.setattr(
-            attention._Blocks, "apply", lambda q, k, v, dropout, heads: made.append(dropout) or q
-        )
-        monkeypatch.setattr(
-            attention, "_attend", lambda q, k, v, dropout, heads: read.append(dropout) or q
-        )
+        for place, name, seen in ((attention._Blocks, "apply", made), (attention, "_attend", read)):
+            monkeypatch.setattr(
+                place, name, lambda q, k, v, dropout, seen=seen: seen.append(dropout) or q
+            )
         q = torch.randn(2, 3, 50, 4, requires_grad=True)
         causal_attention(q, q, q)
         monkeypatch.setattr(attention, "BARS_PER_CHANNEL", 12)
@@ -278,6 +297,27 @@ class TestCausalAttention:
             # Nothing is kept for gradients there.
             causal_attention(q, q, q)
         assert read == ([0.0] if threads == 1 else [])
+
+    @pytest.mark.parametrize("shape", [(2, 5, 3, 8), (4, 2 * BLOCK + 7, 2, 8), (1, 20, 1, 2)])
+    @pytest.mark.parametrize("dropout", [0.0, 1e-12])
+    def test_that_of_rotated_heads_is_that_of_torch(self, shape, dropout):
+        torch.manual_seed(0)
+        B, T, H, K = shape
+        heads = torch.randn(B, T, 3, H, K, requires_grad=True)
+        gradient = torch.randn(B, T, H, K)
+        rotary = rotary_table(T, K, torch.device("cpu"))
+        q, k, v = heads.transpose(1, 3).unbind(2)
+        expected = F.scaled_dot_product_attention(
+            layers.rotate(q, rotary), layers.rotate(k, rotary), v, is_causal=True
+        ).transpose(1, 2)
+        found = self_attention(heads, rotary, dropout)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(found, expected, **close)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(out, heads, gradient)[0] for out in (found, expected)), **close
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(self_attention(heads, rotary, dropout), expected, **close)
 
     def test_without_gradients_it_is_that_of_torch(self):
         q, k, v = torch.randn(3, 2, 3, BLOCK + 7, 8)
