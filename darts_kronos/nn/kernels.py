@@ -168,8 +168,8 @@ def are_plain(*layers: nn.Module) -> bool:
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS-normalised `x`, in few passes over memory, and the factor of each row."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = (length.square() / x.shape[-1] + eps).rsqrt()
+    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (x * inverse).mul_(weight), inverse
 
 
@@ -284,7 +284,7 @@ class _Gated(torch.autograd.Function):
 
 def gated(gate_value: Tensor) -> Tensor:
     """``silu(gate) * value``, (..., F), of both in one, (..., 2 F), in that order."""
-    if plain_on_cpu(gate_value):
+    if torch.is_grad_enabled() and plain_on_cpu(gate_value):
         out: Tensor = _Gated.apply(gate_value)
         return out
     gate, value = gate_value.chunk(2, dim=-1)

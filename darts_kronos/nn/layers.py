@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,10 @@ PART_BYTES = 10 * 2**20
 """Bytes that a processor's caches hold of a layer's result while the next layer reads it. Larger
 results come from memory, and many that are larger from pages that the system has to hand out anew:
 a training step of many windows at once takes a fifth longer."""
+
+SCORES_BYTES = 2**20
+"""Bytes of attention's scores of several new bars of each path that are made at once: they stay in
+a processor's cache, too."""
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -73,6 +78,8 @@ class LayerCache:
     @property
     def window(self) -> KeysValues:
         """Keys and values of the window's bars that are attended to, each (B, H, T, K)."""
+        if self.dropped == 0:
+            return self.prefix
         keys, values = self.prefix
         return keys[:, :, self.dropped :], values[:, :, self.dropped :]
 
@@ -185,12 +192,27 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
     Tensor
         Shape (B, H, S, M, K).
     """
-    B, H, S, M, K = queries.shape
+    B, H, S, M, _ = queries.shape
     if S == 1:
         return _attend_joined(queries.squeeze(2), cache).unsqueeze(2)
-    keys, values = (one.flatten(0, 1) for one in cache.window)
-    own, T = cache.own, keys.shape[1]
-    L = 0 if own is None else own[0].shape[3]
+    window, own = cache.window, cache.own
+    if M == 1 or queries.device.type != "cpu":
+        return _attend_paths(queries, window, own)
+    length = window[0].shape[2] + (0 if own is None else own[0].shape[3])
+    paths = max(1, SCORES_BYTES // (H * M * length * window[0].element_size()))
+    out = window[0].new_empty(queries.shape)
+    for b, first in product(range(B), range(0, S, paths)):
+        part = slice(b, b + 1), slice(None), slice(first, first + paths)
+        of_part = None if own is None else (own[0][part], own[1][part])
+        out[part] = _attend_paths(queries[part], (window[0][part[0]], window[1][part[0]]), of_part)
+    return out
+
+
+def _attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
+    """The same of windows with several paths; `own` are the keys and values of their own bars."""
+    B, H, S, M, K = queries.shape
+    keys, values = (one.flatten(0, 1) for one in window)
+    T, L = keys.shape[1], 0 if own is None else own[0].shape[3]
     queries = (queries * K**-0.5).to(keys.dtype).contiguous()
 
     # All scores lie in one buffer, which one softmax reads. Products of many small matrices are

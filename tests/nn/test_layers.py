@@ -57,7 +57,10 @@ def test_extending_paths_equals_reading_each_whole(chunks):
 
 
 @pytest.mark.parametrize("T", [0, 1, 6])
-def test_decoding_paths_after_a_window_equals_decoding_each_whole(T):
+# Attention of all paths of a window at once; of two at a time, and one; of each alone.
+@pytest.mark.parametrize("scores_bytes", [layers.SCORES_BYTES, 700, 1])
+def test_decoding_paths_after_a_window_equals_decoding_each_whole(T, scores_bytes, monkeypatch):
+    monkeypatch.setattr(layers, "SCORES_BYTES", scores_bytes)
     torch.manual_seed(0)
     config = TokenizerConfig(
         n_components=3,
