@@ -55,7 +55,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
         scaled = queries * K**-0.5
         flat = (one.flatten(0, -3).contiguous() for one in (scaled, keys, values))
         attend: Any = _Blocks.apply if torch.is_grad_enabled() else _attend
-        out: Tensor = attend(*flat, dropout)
+        out: Tensor = attend(*flat, dropout, _heads_at_once())
         return out.view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
@@ -80,8 +80,8 @@ def self_attention(heads: Tensor, rotary: Rotary, dropout: float = 0.0) -> Tenso
     T, K = heads.shape[1], heads.shape[-1]
     if _by_blocks(T, K, dropout) and plain_on_cpu(heads):
         if not torch.is_grad_enabled():
-            return _self_attend(heads, rotary, dropout)[0]
-        out: Tensor = _SelfBlocks.apply(heads, *rotary, dropout)
+            return _self_attend(heads, rotary, dropout, _heads_at_once())[0]
+        out: Tensor = _SelfBlocks.apply(heads, *rotary, dropout, _heads_at_once())
         return out
     queries, keys, values = heads.permute(2, 0, 3, 1, 4)
     y = causal_attention(rotate(queries, rotary), rotate(keys, rotary), values, dropout)
@@ -96,9 +96,13 @@ def _by_blocks(T: int, K: int, dropout: float) -> bool:
     return not many and torch.get_num_threads() == 1
 
 
-def _blocks(N: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Heads, queries, and the keys that these may see, of each block."""
-    size = HEADS * torch.get_num_threads()
+def _heads_at_once() -> int:
+    """Heads in a block. Gradients, which another thread may take, ask for the same."""
+    return HEADS * torch.get_num_threads()
+
+
+def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Heads, `size` at a time, queries, and the keys that these may see, of each block."""
     for head in range(0, N, size):
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
@@ -106,7 +110,12 @@ def _blocks(N: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, kept: list[Tensor] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    heads_at_once: int,
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Attention of scaled queries, keys and values, each (N, T, K).
 
@@ -115,7 +124,7 @@ def _attend(
     """
     out = torch.empty_like(q)
     ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
-    for heads, rows, seen in _blocks(*q.shape[:2]):
+    for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
         scores = torch.bmm(q[heads, rows], k[heads, seen].mT)
         size = scores.shape[1]
         scores[:, :, rows] += ahead[:size, :size]
@@ -137,13 +146,17 @@ def _gradients(
     v: Tensor,
     along: Tensor,
     gradient: Tensor,
-    dropout: float,
+    how: tuple[float, int],
     kept: Iterable[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the same, for its gradient, (N, T, K), and this one's products with what it gave."""
+    """Of the same, for its gradient, (N, T, K), and this one's products with what it gave.
+
+    `how` is its dropout, and its heads at once.
+    """
+    dropout, heads_at_once = how
     to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     parts = iter(kept)
-    for heads, rows, seen in _blocks(*q.shape[:2]):
+    for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
         weights = next(parts)
         of_rows = gradient[heads, rows].contiguous()
         if dropout > 0:
@@ -165,23 +178,29 @@ class _Blocks(torch.autograd.Function):
     """The same with its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, heads_at_once: int
+    ) -> Tensor:
         kept: list[Tensor] = []
-        out = _attend(q, k, v, dropout, kept)
+        ctx.how = dropout, heads_at_once
+        out = _attend(q, k, v, dropout, heads_at_once, kept)
         ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.dropout = dropout
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, *kept = ctx.saved_tensors
         along = (gradient * out).sum(dim=-1, keepdim=True)
-        return *_gradients(q, k, v, along, gradient, ctx.dropout, kept), None
+        return *_gradients(q, k, v, along, gradient, ctx.how, kept), None, None
 
 
 def _self_attend(
-    heads: Tensor, rotary: Rotary, dropout: float, kept: list[Tensor] | None = None
+    heads: Tensor,
+    rotary: Rotary,
+    dropout: float,
+    heads_at_once: int,
+    kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``self_attention``, and queries, keys and values, (3, N, T, K), as its products take them."""
     B, T, _, H, K = heads.shape
@@ -192,7 +211,7 @@ def _self_attend(
     own[2] = values
     own = own.flatten(1, 2)
     q, k, v = own
-    out = _attend(q, k, v, dropout, kept).view(B, H, T, K)
+    out = _attend(q, k, v, dropout, heads_at_once, kept).view(B, H, T, K)
     return out.transpose(1, 2).contiguous(), own
 
 
@@ -210,22 +229,29 @@ class _SelfBlocks(torch.autograd.Function):
     """The same with its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        heads: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        dropout: float,
+        heads_at_once: int,
+    ) -> Tensor:
         kept: list[Tensor] = []
-        out, own = _self_attend(heads, (cosines, sines), dropout, kept)
+        ctx.how = dropout, heads_at_once
+        out, own = _self_attend(heads, (cosines, sines), dropout, heads_at_once, kept)
         ctx.save_for_backward(own, cosines, sines, out, *kept)
-        ctx.dropout = dropout
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         own, cosines, sines, out, *kept = ctx.saved_tensors
         B, T, H, K = out.shape
         along = (gradient * out).sum(dim=-1).transpose(1, 2).reshape(B * H, T, 1)
         of_heads = gradient.transpose(1, 2).reshape(B * H, T, K)
         q, k, v = own
-        to_q, to_k, to_v = _gradients(q, k, v, along, of_heads, ctx.dropout, kept)
+        to_q, to_k, to_v = _gradients(q, k, v, along, of_heads, ctx.how, kept)
         # Of both back, into one piece: straight to where they go takes longer.
         turned = torch.empty_like(own[:2])
         back = _back((cosines, sines))
@@ -234,4 +260,4 @@ class _SelfBlocks(torch.autograd.Function):
         to_heads = out.new_empty(B, T, 3, H, K)
         for to, one in zip(to_heads.permute(2, 0, 3, 1, 4), (*turned, to_v), strict=True):
             to.copy_(one.view(B, H, T, K))
-        return to_heads, None, None, None
+        return to_heads, None, None, None, None

@@ -288,7 +288,7 @@ class TestCausalAttention:
         made, read = [], []
         for place, name, seen in ((attention._Blocks, "apply", made), (attention, "_attend", read)):
             monkeypatch.setattr(
-                place, name, lambda q, k, v, dropout, seen=seen: seen.append(dropout) or q
+                place, name, lambda q, k, v, dropout, _, seen=seen: seen.append(dropout) or q
             )
         q = torch.randn(2, 3, 50, 4, requires_grad=True)
         causal_attention(q, q, q)
@@ -321,6 +321,23 @@ class TestCausalAttention:
         )
         with torch.no_grad():
             torch.testing.assert_close(self_attention(heads, rotary, dropout), expected, **close)
+
+    def test_gradients_do_not_ask_how_many_threads_there_are(self):
+        gradients = []
+        for threads in (1, 3):
+            torch.manual_seed(0)
+            q = torch.randn(3 * HEADS, 20, 4, requires_grad=True)
+            heads = torch.randn(9, 20, 3, HEADS // 2, 4, requires_grad=True)
+            rotary = rotary_table(20, 4, torch.device("cpu"))
+            torch.set_num_threads(1)
+            # With dropout, of next to nothing, several threads make blocks too.
+            out = (
+                causal_attention(q, q, q, 1e-12).sum() + self_attention(heads, rotary, 1e-12).sum()
+            )
+            torch.set_num_threads(threads)
+            gradients.append(torch.autograd.grad(out, (q, heads)))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other)
 
     def test_without_gradients_it_is_that_of_torch(self):
         q, k, v = torch.randn(3, 2, 3, BLOCK + 7, 8)
