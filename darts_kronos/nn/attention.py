@@ -7,12 +7,12 @@ over where it is the better: where weights, which are kept for the gradients, wo
 with several threads, which would have to wait for each other after each product, at length where
 another process has one of their cores. It has no fused form with dropout.
 
-Shapes by letter: B windows, H heads of a window, N heads of all windows, T bars, K width of a head.
+Shapes by letter: B windows, H heads of a window, N = B * H, T bars, K width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,22 +41,20 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: flo
     Parameters
     ----------
     queries, keys, values
-        Shape (..., T, K).
+        Shape (..., H, T, K).
     dropout
         Share of the attention's weights that are left out.
 
     Returns
     -------
     Tensor
-        Shape (..., T, K).
+        Shape (..., H, T, K).
     """
-    T, K = queries.shape[-2:]
+    H, T, K = queries.shape[-3:]
     if _by_blocks(T, K, dropout) and plain_on_cpu(queries, keys, values):
-        scaled = queries * K**-0.5
-        flat = (one.flatten(0, -3).contiguous() for one in (scaled, keys, values))
-        attend: Any = _Blocks.apply if torch.is_grad_enabled() else _attend
-        out: Tensor = attend(*flat, dropout, _heads_at_once())
-        return out.view(queries.shape)
+        split = torch.stack((queries * K**-0.5, keys, values))
+        split = split.view(3, queries.shape[:-3].numel(), H, T, K)
+        return _attend_by_blocks(split, dropout).transpose(1, 2).view(queries.shape)
     return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
 
 
@@ -79,10 +77,8 @@ def self_attention(heads: Tensor, rotary: Rotary, dropout: float = 0.0) -> Tenso
     """
     T, K = heads.shape[1], heads.shape[-1]
     if _by_blocks(T, K, dropout) and plain_on_cpu(heads):
-        if not torch.is_grad_enabled():
-            return _self_attend(heads, rotary, dropout, _heads_at_once())[0]
-        out: Tensor = _SelfBlocks.apply(heads, *rotary, dropout, _heads_at_once())
-        return out
+        split: Tensor = _Split.apply(heads, *rotary)
+        return _attend_by_blocks(split, dropout)
     queries, keys, values = heads.permute(2, 0, 3, 1, 4)
     y = causal_attention(rotate(queries, rotary), rotate(keys, rotary), values, dropout)
     return y.transpose(1, 2)
@@ -96,9 +92,13 @@ def _by_blocks(T: int, K: int, dropout: float) -> bool:
     return not many and torch.get_num_threads() == 1
 
 
-def _heads_at_once() -> int:
-    """Heads in a block. Gradients, which another thread may take, ask for the same."""
-    return HEADS * torch.get_num_threads()
+def _attend_by_blocks(split: Tensor, dropout: float) -> Tensor:
+    """Attention (B, T, H, K) of scaled queries, keys and values, in that order, (3, B, H, T, K)."""
+    heads_at_once = HEADS * torch.get_num_threads()
+    if not torch.is_grad_enabled():
+        return _attend(split, dropout, heads_at_once)
+    out: Tensor = _Blocks.apply(split, dropout, heads_at_once)
+    return out
 
 
 def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -110,18 +110,14 @@ def _blocks(N: int, T: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout: float,
-    heads_at_once: int,
-    kept: list[Tensor] | None = None,
+    split: Tensor, dropout: float, heads_at_once: int, kept: list[Tensor] | None = None
 ) -> Tensor:
-    """Attention of scaled queries, keys and values, each (N, T, K).
+    """The same, of so many heads at once.
 
     What gradients take of each block is added to `kept`: its weights before dropout, and with
     dropout the shares by which they went.
     """
+    q, k, v = split.flatten(1, 2)
     out = torch.empty_like(q)
     ahead = q.new_full((BLOCK, BLOCK), float("-inf")).triu(1)
     for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
@@ -137,127 +133,77 @@ def _attend(
             if kept is not None:
                 kept.append(shares)
         out[heads, rows] = torch.bmm(weights, v[heads, seen])
-    return out
-
-
-def _gradients(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    along: Tensor,
-    gradient: Tensor,
-    how: tuple[float, int],
-    kept: Iterable[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the same, for its gradient, (N, T, K), and this one's products with what it gave.
-
-    `how` is its dropout, and its heads at once.
-    """
-    dropout, heads_at_once = how
-    to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    parts = iter(kept)
-    for heads, rows, seen in _blocks(len(q), q.shape[1], heads_at_once):
-        weights = next(parts)
-        of_rows = gradient[heads, rows].contiguous()
-        if dropout > 0:
-            scale = dropout_scale(next(parts), dropout, weights)
-            to_scores = torch.bmm(of_rows, v[heads, seen].mT).mul_(scale)
-            to_scores -= along[heads, rows]
-            used = scale.mul_(weights)
-        else:
-            to_scores = torch.baddbmm(along[heads, rows], of_rows, v[heads, seen].mT, beta=-1)
-            used = weights
-        to_v[heads, seen].baddbmm_(used.mT, of_rows)
-        to_scores *= weights
-        to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
-        to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
-    return to_q, to_k, to_v
+    return out.view(split.shape[1:]).transpose(1, 2).contiguous()
 
 
 class _Blocks(torch.autograd.Function):
-    """The same with its gradients."""
+    """The same with its gradients.
+
+    These, which another thread may take, are of the blocks that were made. What it gives is kept
+    for them as it is: so the layer behind, which keeps it too, takes no more memory.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, heads_at_once: int
-    ) -> Tensor:
+    def forward(ctx: Any, split: Tensor, dropout: float, heads_at_once: int) -> Tensor:
         kept: list[Tensor] = []
-        ctx.how = dropout, heads_at_once
-        out = _attend(q, k, v, dropout, heads_at_once, kept)
-        ctx.save_for_backward(q, k, v, out, *kept)
+        out = _attend(split, dropout, heads_at_once, kept)
+        ctx.save_for_backward(split, out, *kept)
+        ctx.dropout, ctx.heads_at_once = dropout, heads_at_once
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, out, *kept = ctx.saved_tensors
-        along = (gradient * out).sum(dim=-1, keepdim=True)
-        return *_gradients(q, k, v, along, gradient, ctx.how, kept), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        split, out, *kept = ctx.saved_tensors
+        q, k, v = split.flatten(1, 2)
+        to_split = torch.empty_like(split)
+        to_q, to_k, to_v = to_split.flatten(1, 2)
+        to_split[1:] = 0.0
+        along = (gradient * out).sum(dim=-1).transpose(1, 2).reshape(*q.shape[:2], 1)
+        of_heads = gradient.transpose(1, 2).reshape(q.shape)
+        parts = iter(kept)
+        for heads, rows, seen in _blocks(len(q), q.shape[1], ctx.heads_at_once):
+            weights = next(parts)
+            of_rows = of_heads[heads, rows].contiguous()
+            if ctx.dropout > 0:
+                scale = dropout_scale(next(parts), ctx.dropout, weights)
+                to_scores = torch.bmm(of_rows, v[heads, seen].mT).mul_(scale)
+                to_scores -= along[heads, rows]
+                used = scale.mul_(weights)
+            else:
+                to_scores = torch.baddbmm(along[heads, rows], of_rows, v[heads, seen].mT, beta=-1)
+                used = weights
+            to_v[heads, seen].baddbmm_(used.mT, of_rows)
+            to_scores *= weights
+            to_q[heads, rows] = torch.bmm(to_scores, k[heads, seen])
+            to_k[heads, seen].baddbmm_(to_scores.mT, q[heads, rows])
+        return to_split, None, None
 
 
-def _self_attend(
-    heads: Tensor,
-    rotary: Rotary,
-    dropout: float,
-    heads_at_once: int,
-    kept: list[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``self_attention``, and queries, keys and values, (3, N, T, K), as its products take them."""
-    B, T, _, H, K = heads.shape
-    own = heads.new_empty(3, B, H, T, K)
-    queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-    rotate_into(own[0], queries, _scaled(rotary, K**-0.5))
-    rotate_into(own[1], keys, rotary)
-    own[2] = values
-    own = own.flatten(1, 2)
-    q, k, v = own
-    out = _attend(q, k, v, dropout, heads_at_once, kept).view(B, H, T, K)
-    return out.transpose(1, 2).contiguous(), own
-
-
-def _scaled(rotary: Rotary, factor: float) -> Rotary:
-    cosines, sines = rotary
-    return cosines * factor, sines * factor
-
-
-def _back(rotary: Rotary) -> Rotary:
-    cosines, sines = rotary
-    return cosines, -sines
-
-
-class _SelfBlocks(torch.autograd.Function):
-    """The same with its gradients."""
+class _Split(torch.autograd.Function):
+    """Heads (B, T, 3, H, K) as products take them: (3, B, H, T, K), rotated, queries scaled."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        heads: Tensor,
-        cosines: Tensor,
-        sines: Tensor,
-        dropout: float,
-        heads_at_once: int,
-    ) -> Tensor:
-        kept: list[Tensor] = []
-        ctx.how = dropout, heads_at_once
-        out, own = _self_attend(heads, (cosines, sines), dropout, heads_at_once, kept)
-        ctx.save_for_backward(own, cosines, sines, out, *kept)
-        return out
+    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        B, T, _, H, K = heads.shape
+        ctx.save_for_backward(cosines, sines)
+        split = heads.new_empty(3, B, H, T, K)
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+        rotate_into(split[0], queries, (cosines * K**-0.5, sines * K**-0.5))
+        rotate_into(split[1], keys, (cosines, sines))
+        split[2] = values
+        return split
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        own, cosines, sines, out, *kept = ctx.saved_tensors
-        B, T, H, K = out.shape
-        along = (gradient * out).sum(dim=-1).transpose(1, 2).reshape(B * H, T, 1)
-        of_heads = gradient.transpose(1, 2).reshape(B * H, T, K)
-        q, k, v = own
-        to_q, to_k, to_v = _gradients(q, k, v, along, of_heads, ctx.how, kept)
-        # Of both back, into one piece: straight to where they go takes longer.
-        turned = torch.empty_like(own[:2])
-        back = _back((cosines, sines))
-        rotate_into(turned[0], to_q, _scaled(back, K**-0.5))
-        rotate_into(turned[1], to_k, back)
-        to_heads = out.new_empty(B, T, 3, H, K)
-        for to, one in zip(to_heads.permute(2, 0, 3, 1, 4), (*turned, to_v), strict=True):
-            to.copy_(one.view(B, H, T, K))
-        return to_heads, None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.saved_tensors
+        _, B, H, T, K = gradient.shape
+        # Rotated back in one piece: straight to where they go takes longer.
+        back = torch.empty_like(gradient[:2])
+        rotate_into(back[0], gradient[0], (cosines * K**-0.5, sines * -(K**-0.5)))
+        rotate_into(back[1], gradient[1], (cosines, -sines))
+        to_heads = gradient.new_empty(B, T, 3, H, K)
+        to_heads[:, :, :2] = back.permute(1, 3, 0, 2, 4)
+        to_heads[:, :, 2] = gradient[2].transpose(1, 2)
+        return to_heads, None, None

@@ -168,8 +168,8 @@ def are_plain(*layers: nn.Module) -> bool:
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS-normalised `x`, in few passes over memory, and the factor of each row."""
-    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = (length.square() / x.shape[-1] + eps).rsqrt()
     return (x * inverse).mul_(weight), inverse
 
 

@@ -78,8 +78,6 @@ class LayerCache:
     @property
     def window(self) -> KeysValues:
         """Keys and values of the window's bars that are attended to, each (B, H, T, K)."""
-        if self.dropped == 0:
-            return self.prefix
         keys, values = self.prefix
         return keys[:, :, self.dropped :], values[:, :, self.dropped :]
 

@@ -10,8 +10,8 @@ from darts_kronos.nn import attention, layers
 from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention, self_attention
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.kernels import Dropout, gated
-from darts_kronos.nn.layers import rotary_table
 from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.rotary import rotary_table, rotate
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 CONFIG = PredictorConfig(d_model=32, n_heads=4, n_layers=2, ff_dim=48, s1_bits=5, s2_bits=3)
@@ -141,13 +141,11 @@ def test_initial_weights_are_as_published():
 def test_rotations_have_their_gradients_and_keep_their_precision():
     table = rotary_table(5, 8, torch.device("cpu"))
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda one: layers.rotate(one, table), x)
-    assert layers.rotate(x, table).dtype == torch.float64
-    turned = layers.rotate(x.detach().bfloat16(), table)
+    assert torch.autograd.gradcheck(lambda one: rotate(one, table), x)
+    assert rotate(x, table).dtype == torch.float64
+    turned = rotate(x.detach().bfloat16(), table)
     assert turned.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        turned.double(), layers.rotate(x, table).detach(), rtol=0.02, atol=0.02
-    )
+    torch.testing.assert_close(turned.double(), rotate(x, table).detach(), rtol=0.02, atol=0.02)
 
 
 class TestParts:
@@ -276,7 +274,13 @@ class TestCausalAttention:
     @pytest.mark.parametrize(
         "shape",
         # Less than a block; whole blocks; more bars and heads than those; no axis before heads.
-        [(2, 5, 3, 8), (4, 2 * BLOCK, 4, 8), (3, BLOCK + 7, HEADS - 3, 4), (20, 2, 4)],
+        [
+            (2, 5, 3, 8),
+            (4, 2 * BLOCK, 4, 8),
+            (3, BLOCK + 7, HEADS - 3, 4),
+            (20, 2, 4),
+            (0, 5, 2, 4),
+        ],
     )
     # With dropout, of next to nothing, several threads make blocks too.
     @pytest.mark.parametrize("dropout", [0.0, 1e-12])
@@ -288,7 +292,11 @@ class TestCausalAttention:
         made, read = [], []
         for place, name, seen in ((attention._Blocks, "apply", made), (attention, "_attend", read)):
             monkeypatch.setattr(
-                place, name, lambda q, k, v, dropout, _, seen=seen: seen.append(dropout) or q
+                place,
+                name,
+                lambda split, dropout, _, seen=seen: (
+                    seen.append(dropout) or split[0].transpose(1, 2)
+                ),
             )
         q = torch.randn(2, 3, 50, 4, requires_grad=True)
         causal_attention(q, q, q)
@@ -311,7 +319,7 @@ class TestCausalAttention:
         rotary = rotary_table(T, K, torch.device("cpu"))
         q, k, v = heads.transpose(1, 3).unbind(2)
         expected = F.scaled_dot_product_attention(
-            layers.rotate(q, rotary), layers.rotate(k, rotary), v, is_causal=True
+            rotate(q, rotary), rotate(k, rotary), v, is_causal=True
         ).transpose(1, 2)
         found = self_attention(heads, rotary, dropout)
         close = {"rtol": 1e-4, "atol": 1e-5}
