@@ -60,7 +60,7 @@ class Sampling:
 
     Notes
     -----
-    Tokens of a single path are drawn in the same way by ``nn.row_kernels.draw`` where it is there.
+    Tokens are drawn in the same way by ``nn.row_kernels.draw`` where it is there.
 
     Raises
     ------
@@ -336,8 +336,7 @@ class _Window:
         s1 = self.s1.new_empty(len(self.s1), num_samples, self.n)
         s2 = torch.empty_like(s1)
         cache = self.cache.restart()
-        alone = len(self.s1) * num_samples == 1
-        done = self._draw_alone(s1, s2, cache, sampling) if alone else 0
+        done = self._draw_compiled(s1, s2, sampling)
         hidden = self.hidden.expand(-1, num_samples, -1)
         for i in range(done, self.n):
             if i >= self.room:
@@ -353,23 +352,23 @@ class _Window:
         # Tokens have at most 20 bits.
         return Paths(*(one.transpose(0, 1) for one in (bars, s1.int(), s2.int())))
 
-    def _draw_alone(self, s1: Tensor, s2: Tensor, cache: Cache, sampling: Sampling) -> int:
-        """Draw a single path's tokens, (1, 1, n), by compiled kernels, until the window slides.
+    def _draw_compiled(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> int:
+        """Draw the paths' tokens, (B, S, n), by compiled kernels, until the window slides.
 
         Returns how many bars were drawn: 0 if torch is to draw them.
         """
         written = self.predictor.write(
             self.room,
+            s1.shape[1],
             self.hidden,
             self._stamps(self.length, self.length + self.room - 1),
-            cache,
+            self.cache,
             most=self.max_context,
             sampling=sampling.numbers,
         )
         if written is None:
             return 0
-        for tokens, drawn in zip((s1, s2), written, strict=True):
-            tokens[0, 0, : self.room] = drawn
+        s1[:, :, : self.room], s2[:, :, : self.room] = written
         return self.room
 
     def _slide(self, s1: Tensor, s2: Tensor) -> tuple[Tensor, Cache]:

@@ -157,8 +157,8 @@ class KronosPredictor(nn.Module):
     Attributes
     ----------
     packed
-        Gives the weights as the compiled kernels want them, while these may be asked for single
-        paths; None if they are not there.
+        Gives the weights as the compiled kernels want them, while these may be asked for paths;
+        None if they are not there.
     """
 
     packed: Callable[[], RowPredictor | None] | None = None
@@ -316,42 +316,45 @@ class KronosPredictor(nn.Module):
     def write(
         self,
         n: int,
+        num_samples: int,
         hidden: Tensor,
         stamps: Tensor | None,
         cache: Cache,
         *,
         most: int,
         sampling: tuple[float, int, float],
-    ) -> tuple[Tensor, Tensor] | None:
-        """Draw a single path's next `n` bars by compiled kernels.
+    ) -> Tensor | None:
+        """Draw the next `n` bars of each path by compiled kernels.
 
         Parameters
         ----------
         n
             Bars to write, of which the last is not read.
+        num_samples
+            S, paths of each window.
         hidden
-            State of the window's newest bar, (1, 1, D).
+            States of the windows' newest bars, (B, 1, D).
         stamps
-            Calendar stamps of the bars that are read, (1, n - 1, 5), or None.
+            Calendar stamps of the bars that are read, (B, n - 1, 5), or None.
         cache
-            The window, with room for `n` - 1 bars of a path, of which it has none.
+            The windows; it is read only.
         most
-            Bars that a bar sees at most, itself included; not less than those of the window.
+            Bars that a bar sees at most, itself included; not less than those of a window.
         sampling
             Temperature, `top_k` and `top_p`; a `top_k` of all tokens, and a `top_p` of 1, leave
             none out.
 
         Returns
         -------
-        tuple of Tensor or None
-            Tokens of the new bars, each (n,). None if torch is to draw them: while weights are
-            not packed and folded, without numba, on other devices, in other data types than
-            float32, and with adapters.
+        Tensor or None
+            Coarse and fine tokens of the new bars, (2, B, S, n). None if torch is to draw them:
+            while weights are not packed and folded, without numba, on other devices, in other
+            data types than float32, and with adapters.
 
         Raises
         ------
         ValueError
-            If there is no room for the bars, or logits are NaN or infinite.
+            If the cache has no room for the bars, or logits are NaN or infinite.
         """
         prepare, tokens, queries = self.packed, self.tokens.folded, self.queries
         if prepare is None or tokens is None or queries is None:
@@ -359,14 +362,15 @@ class KronosPredictor(nn.Module):
         packed = prepare()
         if packed is None:
             return None
-        times = hidden.new_empty(0, 0)
+        times = hidden.new_empty(0, 0, 0)
         if stamps is not None:
             # A few at a time: each is looked up in five tables.
-            times = torch.cat([self.calendar(part) for part in stamps[0].split(64)])
+            times = torch.cat([self.calendar(part) for part in stamps.split(64, dim=1)], dim=1)
         return packed.write(
             n,
-            hidden.flatten(),
-            self.s1_logits(hidden).flatten(),
+            num_samples,
+            hidden[:, 0],
+            self.s1_logits(hidden[:, 0]),
             (*tokens, queries, times),
             cache,
             most=most,
@@ -375,7 +379,7 @@ class KronosPredictor(nn.Module):
         )
 
     def pack(self, dtype: torch.dtype, rows: int) -> None:
-        """Make the weights ready for single paths."""
+        """Make the weights ready for the compiled kernels."""
         self.packed = None
         s2, weights, layers = self.s2_conditioning, [], []
         for block in self.transformer.blocks:
@@ -392,11 +396,11 @@ class KronosPredictor(nn.Module):
         weights += [self.s2_head.weight, self.s2_head.bias]
         whole = are_plain(*layers) and all(one is not None for one in weights)
         if dtype == torch.float32 and whole:
-            # The kernels are loaded when there is a single path to write.
+            # The kernels are loaded when there are paths to write.
             self.packed = once(lambda: RowPredictor.of(*weights))
 
     def unpack(self) -> None:
-        """Go back to what any number of paths takes."""
+        """Go back to what torch takes."""
         self.packed = None
 
     @contextmanager

@@ -1,16 +1,21 @@
-"""One path through the predictor, bar by bar, compiled by numba for this processor.
+"""Paths through the predictor, bar by bar, compiled by numba for this processor.
 
-A step of a single path reads every weight once and does little with it. Torch calls some thirty
-small operations for each block, and its products of one row reach a third to two thirds of the
-memory's bandwidth; a plain loop over the rows of a weight, which lies output by output, reaches
-nearly all of it. Between such loops even an interpreter's few lines are slow, since the weights
-have driven them out of the processor's caches: so many bars are one call. Arrays are contiguous,
-and all but tokens and addresses float32. Kernels are compiled when this module is imported; the
-machine code is kept for later processes where numba finds a folder for it.
+A step of a few paths reads every weight once and does little with it. Torch calls some thirty
+small operations for each block, which cost as much as the products, and shares each product among
+threads, which wait for each other after it. Here a step of all blocks is one piece of machine code,
+and each thread has paths of its own. A plain loop over the rows of a weight, which lies output by
+output, reads nearly all that memory gives; with pairs of paths it makes four fifths of the products
+that the processor can. Between such loops even an interpreter's few lines are slow, since the
+weights have driven them out of the processor's caches: so many bars are one call.
 
-Shapes by letter: D width of the model, H heads, K width of a head (D = H * K), F width of the
-feed-forward, L bars that a cache holds, N blocks, V entries of a codebook, V1 of the coarse and V2
-of the fine one, n new bars, I and O widths in and out.
+Arrays are contiguous, and all but tokens, addresses and numbers of windows float32. Kernels are
+compiled when this module is imported; the machine code is kept for later processes where numba
+finds a folder for it.
+
+Shapes by letter: B windows, T bars of a window, R paths that are written together, C bars that
+each has room for, n new bars, D width of the model, H heads, K width of a head (D = H * K), F width
+of the feed-forward, N blocks, V entries of a codebook, V1 of the coarse and V2 of the fine one, I
+and O widths in and out.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, float32, float64, int64, njit, void
+from llvmlite import ir
+from numba import boolean, carray, float32, float64, int64, njit, void
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -28,20 +34,31 @@ Array = NDArray[np.float32]
 
 Kernel = Callable[..., Any]
 
-ROW, MATRIX, HEADS = float32[::1], float32[:, ::1], float32[:, :, ::1]
+ROW, MATRIX, CUBE = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
-ADDRESSES = int64[:, ::1]
+ADDRESSES, TOKENS, WINDOWS = int64[:, ::1], int64[:, :, ::1], int64[::1]
 
-TOKENS, UNIFORMS, SAMPLING = int64[::1], float32[:, ::1], types.Tuple((float64, int64, float64))
+SAMPLING = types.Tuple((float64, int64, float64))
 
-TABLES, ROTARY, SIZES = (types.UniTuple(*one) for one in ((MATRIX, 4), (MATRIX, 2), (int64, 4)))
+KEPT = types.UniTuple(float32[:, :, :, ::1], 4)
+
+TABLES = types.Tuple((MATRIX, MATRIX, MATRIX, CUBE))
+
+ROTARY = types.UniTuple(MATRIX, 2)
 
 AFTER = types.Tuple((ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, ROW, MATRIX, ROW))
+
+NETWORK = types.Tuple((TABLES, ADDRESSES, AFTER, ROTARY, types.UniTuple(int64, 3), float64))
+
+MEMORY = types.Tuple((WINDOWS, ADDRESSES, types.UniTuple(int64, 3)))
 
 REORDERED = {"reassoc", "contract", "nsz"}
 """What the compiler may do to sums: add in another order. NaN and infinity stay what they are."""
 
 IN_ORDER = REORDERED - {"reassoc"}
+
+LINE = 16
+"""Numbers in a cache line."""
 
 NONE = np.empty(0, dtype=np.float32)
 """The bias of a layer without one."""
@@ -65,27 +82,98 @@ def _compiled(
     return compiled
 
 
-@_compiled(MATRIX, ROW, ROW, ROW)
-def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
-    """``out = weight @ x + bias``, (O,), of weights (O, I), x (I,) and a bias (O,) or NONE."""
-    for o in range(weight.shape[0]):
+def _as_pointer(typing: Any, address: Any) -> Any:
+    """How numba is to compile ``_pointer``."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(float32)(int64), build
+
+
+_pointer: Any = intrinsic(_as_pointer)
+"""An address as a pointer to float32."""
+
+
+def _as_prefetch(typing: Any, array: Any, at: Any) -> Any:
+    """How numba is to compile ``_prefetch``."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = context.make_array(signature.args[0])(context, builder, arguments[0])
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        types_of = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], types_of)
+        place = builder.bitcast(builder.gep(values.data, [arguments[1]]), byte)
+        builder.call(prefetch, [place, *(number(one) for one in (READ, SECOND_CACHE, DATA))])
+        return context.get_dummy_value()
+
+    return void(array, int64), build
+
+
+READ, SECOND_CACHE, DATA = 0, 2, 1
+
+_prefetch: Any = intrinsic(_as_prefetch)
+"""Ask for the cache line of a number of an array, counted from the first."""
+
+
+@_compiled(MATRIX, ROW, ROW)
+def dots(weight: Array, x: Array, out: Array) -> None:
+    """``out = weight @ x``, (O,), of weights (O, I) and x (I,)."""
+    O, I = weight.shape
+    for o in range(O):
         total = np.float32(0)
-        for i in range(weight.shape[1]):
+        for i in range(I):
             total += weight[o, i] * x[i]
         out[o] = total
-    for o in range(bias.size):
-        out[o] += bias[o]
 
 
-@_compiled(ROW, ROW, float64, ROW)
+@_compiled(MATRIX, ROW, MATRIX, MATRIX)
+def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
+    """``out = x @ weight.T + bias``, (R, O), of weights (O, I), x (R, I) and a bias (O,) or NONE."""
+    (O, I), R = weight.shape, len(x)
+    fours = O - O % 4 if R > 1 else 0
+    lines_a_pair = -(-8 * I // (LINE * (R + R % 2)))
+    for o in range(0, fours, 4):
+        coming = (o + 4) * I
+        for pair in range(0, R, 2):
+            # The next rows are on their way meanwhile: memory gives four rows at a time slowly.
+            end = min(coming + lines_a_pair * LINE, weight.size)
+            for at in range(coming, end, LINE):
+                _prefetch(weight, at)
+            coming = end
+            # Each number that is read serves two sums or four, and all eight stay in registers.
+            # Where the last row is alone, the one before it is done again.
+            r = min(pair, R - 2)
+            a = b = c = d = e = f = g = h = np.float32(0)
+            for i in range(I):
+                a += weight[o, i] * x[r, i]
+                b += weight[o + 1, i] * x[r, i]
+                c += weight[o + 2, i] * x[r, i]
+                d += weight[o + 3, i] * x[r, i]
+                e += weight[o, i] * x[r + 1, i]
+                f += weight[o + 1, i] * x[r + 1, i]
+                g += weight[o + 2, i] * x[r + 1, i]
+                h += weight[o + 3, i] * x[r + 1, i]
+            out[r, o], out[r, o + 1], out[r, o + 2], out[r, o + 3] = a, b, c, d
+            r += 1
+            out[r, o], out[r, o + 1], out[r, o + 2], out[r, o + 3] = e, f, g, h
+    for r in range(R):
+        dots(weight[fours:], x[r], out[r, fours:])
+        for o in range(bias.size):
+            out[r, o] += bias[o]
+
+
+@_compiled(MATRIX, ROW, float64, MATRIX)
 def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
-    """``out``, (D,): `x` over its root mean square, times `weight`."""
-    squares = np.float32(0)
-    for i in range(x.size):
-        squares += x[i] * x[i]
-    factor = np.float32(1) / np.sqrt(squares / np.float32(x.size) + np.float32(eps))
-    for i in range(x.size):
-        out[i] = x[i] * factor * weight[i]
+    """``out``, (R, D): the rows of `x` over their root mean squares, times `weight`."""
+    R, D = x.shape
+    for r in range(R):
+        squares = np.float32(0)
+        for d in range(D):
+            squares += x[r, d] * x[r, d]
+        factor = np.float32(1) / np.sqrt(squares / np.float32(D) + np.float32(eps))
+        for d in range(D):
+            out[r, d] = x[r, d] * factor * weight[d]
 
 
 @_compiled(ROW, fastmath=IN_ORDER)
@@ -113,34 +201,67 @@ def exponentials(x: Array) -> None:
         x[i] = np.float32(0) if x[i] < np.float32(-87) else series * factors[i]
 
 
-@_compiled(MATRIX, HEADS, HEADS, int64, int64, MATRIX)
-def attend(queries: Array, keys: Array, values: Array, first: int, end: int, out: Array) -> None:
-    """``out``, (H, K): attention of queries (H, K) over bars `first` to `end` of (H, L, K)."""
-    H, _, K = keys.shape
+@_compiled(MATRIX, ROW, ROW)
+def _add_weighted(values: Array, weights: Array, out: Array) -> None:
+    """Add ``weights[: L] @ values`` to `out`, (K,), of values (L, K)."""
+    L, K = values.shape
+    fours = L - L % 4
+    for i in range(0, fours, 4):
+        a, b, c, d = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        for k in range(K):
+            ab = a * values[i, k] + b * values[i + 1, k]
+            out[k] += ab + c * values[i + 2, k] + d * values[i + 3, k]
+    for i in range(fours, L):
+        for k in range(K):
+            out[k] += weights[i] * values[i, k]
+
+
+@_compiled(CUBE, KEPT, WINDOWS, int64, int64, CUBE)
+def attend(
+    queries: Array, kept: Any, windows: Any, first: int, end: int, out: Array
+) -> None:
+    """Attention of each path's newest bar.
+
+    Parameters
+    ----------
+    queries
+        Of those bars, (R, H, K).
+    kept
+        Keys and values of all windows, each (B, H, T, K), and of all paths' own bars, each
+        (R, H, C, K).
+    windows
+        Each path's window, (R,).
+    first, end
+        The bars that are attended to, counted from the window's first.
+    out
+        The attention's results, (R, H, K).
+    """
+    window_keys, window_values, own_keys, own_values = kept
+    _, H, T, K = window_keys.shape
     scale = np.float32(1) / np.sqrt(np.float32(K))
     weights = np.empty(end - first, dtype=np.float32)
+    own = slice(max(first - T, 0), end - T)
+    own_weights = weights[max(T - first, 0) :]
     for h in range(H):
-        highest = np.float32(-np.inf)
-        for at in range(first, end):
-            score = np.float32(0)
+        # Paths of one window after each other find its keys in the cache.
+        for r, window in enumerate(windows):
+            dots(window_keys[window, h, first:], queries[r, h], weights)
+            dots(own_keys[r, h, own], queries[r, h], own_weights)
+            highest = np.float32(-np.inf)
+            for i in range(weights.size):
+                highest = max(highest, weights[i])
+            for i in range(weights.size):
+                weights[i] = (weights[i] - highest) * scale
+            exponentials(weights)
+            total = np.float32(0)
+            for i in range(weights.size):
+                total += weights[i]
             for k in range(K):
-                score += queries[h, k] * keys[h, at, k]
-            weights[at - first] = score * scale
-            highest = max(highest, weights[at - first])
-        for i in range(weights.size):
-            weights[i] -= highest
-        exponentials(weights)
-        total = np.float32(0)
-        for i in range(weights.size):
-            total += weights[i]
-        for k in range(K):
-            out[h, k] = np.float32(0)
-        for at in range(first, end):
-            weight = weights[at - first]
+                out[r, h, k] = np.float32(0)
+            _add_weighted(window_values[window, h, first:], weights, out[r, h])
+            _add_weighted(own_values[r, h, own], own_weights, out[r, h])
             for k in range(K):
-                out[h, k] += weight * values[h, at, k]
-        for k in range(K):
-            out[h, k] /= total
+                out[r, h, k] /= total
 
 
 @_compiled(ROW, ROW, ROW, ROW)
@@ -160,9 +281,17 @@ def _copy(row: Array, out: Array) -> None:
         out[i] = row[i]
 
 
+@_compiled(MATRIX, MATRIX)
+def _add(x: Array, out: Array) -> None:
+    """Add `x` to `out`, both (R, D)."""
+    for r in range(len(x)):
+        for d in range(x.shape[1]):
+            out[r, d] += x[r, d]
+
+
 @_compiled(
-    *(ROW, ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, MATRIX, float64),
-    *(HEADS, HEADS, int64, int64, ROW, ROW),
+    *(MATRIX, ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, MATRIX, float64, WINDOWS, KEPT),
+    *(int64, int64, ROW, ROW),
 )
 def block(
     x: Array,
@@ -175,111 +304,101 @@ def block(
     gate_value: Array,
     down: Array,
     eps: float,
-    keys: Array,
-    values: Array,
+    windows: Any,
+    kept: Any,
     first: int,
     at: int,
     cosines: Array,
     sines: Array,
 ) -> None:
-    """A block's output for the newest bar of a path.
+    """A block's outputs for the newest bar of each path.
 
     Parameters
     ----------
     x
-        The bar's state, (D,); what the block makes of it is written there.
+        The bars' states, (R, D); what the block makes of them is written there.
     attn_norm, qkv, qkv_bias, out, out_bias, ffn_norm, gate_value, down
         The block's weights, each as in ``layers.Block``.
     eps
         Of both norms.
-    keys, values
-        Of the window and of the path, (H, L, K). The new bar's are written at `at`.
+    windows
+        Each path's window, (R,).
+    kept
+        See ``attend``; the new bars' keys and values are written there.
     first, at
-        The oldest bar that is attended to, and the new one.
+        The oldest bar that is attended to, and the new one, counted from the window's first.
     cosines, sines
-        Of the new bar's position, (K,).
+        Of the new bars' position, (K,).
     """
-    H, _, K = keys.shape
-    D, F = x.size, down.shape[1]
-    row = np.empty(D, dtype=np.float32)
+    _, _, own_keys, own_values = kept
+    _, H, T, K = kept[0].shape
+    (R, D), F = x.shape, down.shape[1]
+    row = np.empty((R, D), dtype=np.float32)
     normed(x, attn_norm, eps, row)
-    heads = np.empty((3, H, K), dtype=np.float32)
-    product(qkv, qkv_bias, row, heads.reshape(3 * D))
-    queries, attended = np.empty((H, K), dtype=np.float32), np.empty((H, K), dtype=np.float32)
-    for h in range(H):
-        _rotate(heads[0, h], cosines, sines, queries[h])
-        _rotate(heads[1, h], cosines, sines, keys[h, at])
-        _copy(heads[2, h], values[h, at])
-    attend(queries, keys, values, first, at + 1, attended)
-    product(out, out_bias, attended.reshape(D), row)
-    for i in range(D):
-        x[i] += row[i]
+    heads, attended = np.empty((R, 3, H, K), np.float32), np.empty((R, H, K), np.float32)
+    product(qkv, qkv_bias, row, heads.reshape(R, 3 * D))
+    queries = np.empty((R, H, K), dtype=np.float32)
+    for r in range(R):
+        for h in range(H):
+            _rotate(heads[r, 0, h], cosines, sines, queries[r, h])
+            _rotate(heads[r, 1, h], cosines, sines, own_keys[r, h, at - T])
+            _copy(heads[r, 2, h], own_values[r, h, at - T])
+    attend(queries, kept, windows, first, at + 1, attended)
+    product(out, out_bias, attended.reshape(R, D), row)
+    _add(row, x)
 
     normed(x, ffn_norm, eps, row)
-    hidden, none = np.empty(2 * F, dtype=np.float32), np.empty(0, dtype=np.float32)
+    hidden, none = np.empty((R, 2 * F), dtype=np.float32), np.empty(0, dtype=np.float32)
     product(gate_value, none, row, hidden)
-    inverse = np.empty(F, dtype=np.float32)
-    for i in range(F):
-        inverse[i] = -hidden[i]
-    exponentials(inverse)
-    for i in range(F):
-        hidden[i] = hidden[i] / (np.float32(1) + inverse[i]) * hidden[F + i]
-    product(down, none, hidden[:F], row)
-    for i in range(D):
-        x[i] += row[i]
+    gated = np.empty((R, F), dtype=np.float32)
+    for r in range(R):
+        for f in range(F):
+            gated[r, f] = -hidden[r, f]
+        exponentials(gated[r])
+        for f in range(F):
+            gated[r, f] = hidden[r, f] / (np.float32(1) + gated[r, f]) * hidden[r, F + f]
+    product(down, none, gated, row)
+    _add(row, x)
 
 
-def _as_pointer(typing: Any, address: Any) -> Any:
-    """How numba is to compile ``_pointer``."""
+@_compiled(int64, MEMORY, int64, int64, returns=KEPT)
+def _kept(n: int, memory: Any, H: int, D: int) -> Any:
+    """What ``attend`` is to know of block `n`, of `H` heads and a width of `D` together."""
+    windows, places, (B, T, C) = memory
+    of_windows, of_paths = (B, H, T, D // H), (len(windows), H, C, D // H)
+    return (
+        carray(_pointer(places[n, 0]), of_windows),
+        carray(_pointer(places[n, 1]), of_windows),
+        carray(_pointer(places[n, 2]), of_paths),
+        carray(_pointer(places[n, 3]), of_paths),
+    )
 
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(float32)(int64), build
-
-
-_pointer: Any = intrinsic(_as_pointer)
-"""An address as a pointer to float32."""
-
-
-@_compiled(
-    *(int64, int64, int64, TABLES, ADDRESSES, ADDRESSES, SIZES, float64),
-    *(int64, int64, ROTARY, AFTER, ROW, ROW),
-)
+@_compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
 def extend(
-    i: int,
-    s1: int,
-    s2: int,
-    tables: Any,
-    weights: Any,
-    kept: Any,
-    sizes: Any,
-    eps: float,
-    first: int,
-    at: int,
-    rotary: Any,
-    after: Any,
-    hidden: Array,
-    logits: Array,
+    i: int, tokens: Any, network: Any, memory: Any, most: int, hidden: Array, logits: Array
 ) -> None:
-    """Read a path's bar `i`, whose position is `at`; bars from `first` on are attended to.
+    """Read the paths' new bar `i`.
 
-    `s1` and `s2` are its tokens. Its hidden state, (D,), and the logits, (V1,), of the next bar's
-    coarse token are written to `hidden` and `logits`; for the rest see ``write``.
+    The hidden states, (R, D), and the logits, (R, V1), of the next bars' coarse tokens are written
+    to `hidden` and `logits`; for the rest see ``write``.
     """
-    s1_table, s2_table, _, times = tables
-    cosines, sines = rotary
+    (s1_table, s2_table, _, times), weights, after, (cosines, sines), sizes, eps = network
     norm, key_value, key_value_bias, _, _, _, s1_head, s1_head_bias, _, _ = after
-    H, F, L, s2_heads = sizes
-    D = hidden.size
-    s2_width = D // s2_heads
-    x = np.empty(D, dtype=np.float32)
-    for d in range(D):
-        x[d] = s1_table[s1, d] + s2_table[s2, d]
-    if times.size > 0:
+    windows, _, (_, T, _) = memory
+    H, s2_heads, F = sizes
+    R, D = hidden.shape
+    at = T + i
+    first = max(0, at + 1 - most)
+    x = np.empty((R, D), dtype=np.float32)
+    for r in range(R):
+        s1, s2 = tokens[0, r, i], tokens[1, r, i]
         for d in range(D):
-            x[d] += times[i, d]
-    for n in range(weights.shape[0]):
+            x[r, d] = s1_table[s1, d] + s2_table[s2, d]
+        if times.size > 0:
+            for d in range(D):
+                x[r, d] += times[windows[r], i, d]
+    for n in range(len(weights)):
         block(
             x,
             carray(_pointer(weights[n, 0]), (D,)),
@@ -291,53 +410,45 @@ def extend(
             carray(_pointer(weights[n, 6]), (2 * F, D)),
             carray(_pointer(weights[n, 7]), (D, F)),
             eps,
-            carray(_pointer(kept[n, 0]), (H, L, D // H)),
-            carray(_pointer(kept[n, 1]), (H, L, D // H)),
+            windows,
+            _kept(n, memory, H, D),
             first,
             at,
             cosines[at],
             sines[at],
         )
     normed(x, norm, eps, hidden)
-    both = np.empty((2, s2_heads, s2_width), dtype=np.float32)
-    product(key_value, key_value_bias, hidden, both.reshape(2 * D))
-    keys = carray(_pointer(kept[-1, 0]), (s2_heads, L, s2_width))
-    values = carray(_pointer(kept[-1, 1]), (s2_heads, L, s2_width))
-    for h in range(s2_heads):
-        _copy(both[0, h], keys[h, at])
-        _copy(both[1, h], values[h, at])
+    both = np.empty((R, 2, s2_heads, D // s2_heads), dtype=np.float32)
+    product(key_value, key_value_bias, hidden, both.reshape(R, 2 * D))
+    _, _, keys, values = _kept(len(weights), memory, s2_heads, D)
+    for r in range(R):
+        for h in range(s2_heads):
+            _copy(both[r, 0, h], keys[r, h, i])
+            _copy(both[r, 1, h], values[r, h, i])
     product(s1_head, s1_head_bias, hidden, logits)
 
 
-@_compiled(int64, TABLES, ADDRESSES, SIZES, float64, int64, int64, AFTER, ROW, ROW)
+@_compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
 def s2_logits(
-    s1: int,
-    tables: Any,
-    kept: Any,
-    sizes: Any,
-    eps: float,
-    first: int,
-    end: int,
-    after: Any,
-    hidden: Array,
-    logits: Array,
+    i: int, tokens: Any, network: Any, memory: Any, most: int, hidden: Array, logits: Array
 ) -> None:
-    """``logits``, (V2,): of the next bar's fine token, given its coarse one and a hidden state.
+    """``logits``, (R, V2): of bar `i`'s fine tokens, given its coarse ones and hidden states.
 
-    Bars from `first` to `end` are attended to; for the rest see ``write``.
+    For the rest see ``write``.
     """
-    _, _, queries, _ = tables
+    (_, _, queries, _), weights, after, _, (_, H, _), eps = network
     _, _, _, out, out_bias, norm, _, _, head, head_bias = after
-    _, _, L, H = sizes
-    D = hidden.size
-    keys = carray(_pointer(kept[-1, 0]), (H, L, D // H))
-    values = carray(_pointer(kept[-1, 1]), (H, L, D // H))
-    attended, row = np.empty((H, D // H), dtype=np.float32), np.empty(D, dtype=np.float32)
-    attend(queries[s1].reshape(H, D // H), keys, values, first, end, attended)
-    product(out, out_bias, attended.reshape(D), row)
-    for i in range(D):
-        row[i] += hidden[i]
-    conditioned = np.empty(D, dtype=np.float32)
+    windows, _, (_, T, _) = memory
+    R, D = hidden.shape
+    end = T + i
+    kept = _kept(len(weights), memory, H, D)
+    row, attended = np.empty((R, D), dtype=np.float32), np.empty((R, H, D // H), dtype=np.float32)
+    for r in range(R):
+        _copy(queries[tokens[0, r, i]], row[r])
+    attend(row.reshape(R, H, D // H), kept, windows, max(0, end - most), end, attended)
+    product(out, out_bias, attended.reshape(R, D), row)
+    _add(hidden, row)
+    conditioned = np.empty((R, D), dtype=np.float32)
     normed(row, norm, eps, conditioned)
     product(head, head_bias, conditioned, logits)
 
@@ -398,97 +509,78 @@ def draw(logits: Array, sampling: Any, uniform: float) -> int:
     return token
 
 
+@_compiled(int64, int64, CUBE, MATRIX, SAMPLING, TOKENS, returns=boolean)
+def _draw_all(
+    level: int, i: int, uniforms: Array, logits: Array, sampling: Any, tokens: Any
+) -> bool:
+    """Draw the coarse (0) or the fine (1) tokens of bar `i`; whether all logits were finite."""
+    for r in range(len(logits)):
+        tokens[level, r, i] = draw(logits[r], sampling, uniforms[r, i, level])
+        if tokens[level, r, i] < 0:
+            return False
+    return True
+
+
 @_compiled(
-    *(int64, int64, TOKENS, TOKENS, UNIFORMS, SAMPLING, int64, int64, TABLES, ADDRESSES, ADDRESSES),
-    *(SIZES, float64, ROTARY, AFTER, ROW, ROW),
-    returns=int64,
+    *(int64, int64, TOKENS, CUBE, SAMPLING, int64, NETWORK, MEMORY, MATRIX, MATRIX), returns=int64
 )
 def write(
     start: int,
     stop: int,
-    s1: Any,
-    s2: Any,
+    tokens: Any,
     uniforms: Any,
     sampling: Any,
-    known: int,
     most: int,
-    tables: Any,
-    weights: Any,
-    kept: Any,
-    sizes: Any,
-    eps: float,
-    rotary: Any,
-    after: Any,
+    network: Any,
+    memory: Any,
     hidden: Array,
     logits: Array,
 ) -> int:
-    """Write bars of a path after a window.
+    """Write bars of several paths, each after a window.
 
     The result is `stop`, or the bar whose logits are NaN or infinite.
 
     Parameters
     ----------
     start, stop
-        Which of the path's new bars to write; those before have been written.
-    s1, s2
-        The new bars' tokens, (n,), which are written there.
+        Which of the paths' new bars to write; those before have been written.
+    tokens
+        The new bars' coarse and fine tokens, (2, R, n), which are written there.
     uniforms
-        Numbers in [0, 1) that draw them, (n, 2).
+        Numbers in [0, 1) that draw them, (R, n, 2).
     sampling
         See ``draw``.
-    known
-        Bars of the window.
     most
-        Bars that a bar sees at most, itself included; not less than `known`.
-    tables
-        Rows to add for the tokens, (V1, D) and (V2, D), the s2 queries of all coarse tokens,
-        (V1, D), and rows to add for each new bar's calendar stamp, (n - 1, D), or (0, 0).
-    weights
-        Where each block's weights are, (N, 8), in the order of ``block``.
-    kept
-        Where keys and values are, each (H, L, K): of each block and, last, of the s2 attention,
-        (N + 1, 2). Those of the new bars come after the window's.
-    sizes
-        H, F, L, and the heads of the s2 attention.
-    eps
-        Of all norms.
-    rotary
-        Cosines and sines of all positions, (L, K).
-    after
-        The weights after the blocks: the norm's, those of the s2 conditioning, ``key_value`` and
-        ``out``, each with a bias, and its norm's, and the s1 head's and the s2 head's, each with
-        a bias.
+        Bars that a bar sees at most, itself included; not less than those of a window.
+    network
+        Six things:
+
+        - rows to add for the tokens, (V1, D) and (V2, D), the s2 queries of all coarse tokens,
+          (V1, D), and rows to add for the calendar stamps of each window's new bars,
+          (B, n - 1, D), or (0, 0, 0);
+        - where each block's weights are, (N, 8), in the order of ``block``;
+        - the weights after the blocks: the norm's, those of the s2 conditioning, ``key_value``
+          and ``out``, each with a bias, and its norm's, and the s1 head's and the s2 head's, each
+          with a bias;
+        - cosines and sines of all positions, (T + C, K);
+        - H, the heads of the s2 attention, and F;
+        - eps of all norms.
+    memory
+        Three things: each path's window, (R,); where keys and values are, (N + 1, 4), of each
+        block and, last, of the s2 attention, in the order of ``attend``; B, T and C.
     hidden
-        State of the window's newest bar, (D,); that of the path's is written there.
+        States of the windows' newest bars, (R, D); those of the paths' are written there.
     logits
-        Those of the first new bar's coarse token, (V1,); the next are written there.
+        Those of the first new bars' coarse tokens, (R, V1); the next are written there.
     """
-    of_s2 = np.empty(after[8].shape[0], dtype=np.float32)
+    s2_head = network[2][8]
+    of_s2 = np.empty((len(hidden), len(s2_head)), dtype=np.float32)
     for i in range(start, stop):
-        end = known + i
-        first = max(0, end - most)
         if i > 0:
-            extend(
-                i - 1,
-                s1[i - 1],
-                s2[i - 1],
-                tables,
-                weights,
-                kept,
-                sizes,
-                eps,
-                first,
-                end - 1,
-                rotary,
-                after,
-                hidden,
-                logits,
-            )
-        s1[i] = draw(logits, sampling, uniforms[i, 0])
-        if s1[i] < 0:
+            extend(i - 1, tokens, network, memory, most, hidden, logits)
+        if not _draw_all(0, i, uniforms, logits, sampling, tokens):
             return i
-        s2_logits(s1[i], tables, kept, sizes, eps, first, end, after, hidden, of_s2)
-        s2[i] = draw(of_s2, sampling, uniforms[i, 1])
-        if s2[i] < 0:
+        s2_logits(i, tokens, network, memory, most, hidden, of_s2)
+        if not _draw_all(1, i, uniforms, of_s2, sampling, tokens):
             return i
     return stop

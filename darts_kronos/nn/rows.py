@@ -1,16 +1,17 @@
-"""Single rows and single paths by the compiled kernels.
+"""Single rows, and paths bar by bar, by the compiled kernels.
 
 The kernels are there where numba is: on CPUs, in float32, without gradients.
 
-Shapes by letter: D width of the model, V1 and V2 entries of the coarse and of the fine codebook,
-I and O widths in and out.
+Shapes by letter: B windows, S sample paths of a window, n new bars, D width of the model, V1 and V2
+entries of the coarse and of the fine codebook, I and O widths in and out.
 """
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ LONG_PATH = 40
 
 BARS_OF_A_CALL = 32
 """Bars that are written in one call of the kernel."""
+
+PATHS_OF_A_CALL = 20
+"""Most paths that one thread writes together: their numbers stay in its caches."""
 
 LINE = 16
 """Numbers in a cache line."""
@@ -53,11 +57,6 @@ def row_kernels() -> ModuleType | None:
 def is_row(x: Tensor) -> bool:
     """Whether this is a single row, of any number of dimensions."""
     return x.numel() == x.shape[-1]
-
-
-def _array(x: Tensor) -> np.ndarray:
-    """A row, (1, ..., D), as an array (D,)."""
-    return x.reshape(-1).contiguous().numpy()
 
 
 class _Weights:
@@ -97,12 +96,13 @@ class RowProduct(_Weights):
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs (..., O) of a row (..., I)."""
         out = x.new_empty(*x.shape[:-1], len(self.arrays[0]))
-        self.kernels.product(*self.arrays, _array(x), out.view(-1).numpy())
+        row = x.reshape(1, -1).contiguous()
+        self.kernels.product(*self.arrays, row.numpy(), out.view(1, -1).numpy())
         return out
 
 
 class RowPredictor(_Weights):
-    """The predictor's weights, for single paths.
+    """The predictor's weights, for paths that are written bar by bar.
 
     They are given in the order of ``row_kernels.write``: those of each block, and those after.
     """
@@ -136,6 +136,7 @@ class RowPredictor(_Weights):
     def write(
         self,
         n: int,
+        num_samples: int,
         hidden: Tensor,
         s1_logits: Tensor,
         tables: tuple[Tensor, ...],
@@ -144,22 +145,27 @@ class RowPredictor(_Weights):
         most: int,
         sampling: tuple[float, int, float],
         eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw a path's next `n` bars, by torch's global generator.
+    ) -> Tensor:
+        """Draw the next `n` bars of each path, by torch's global generator.
+
+        Each of torch's threads writes paths of its own.
 
         Parameters
         ----------
         n
             Bars to write, of which the last is not read.
+        num_samples
+            S, paths of each window.
         hidden, s1_logits
-            Of the window's newest bar, (D,) and (V1,).
+            Of the windows' newest bars, (B, D) and (B, V1).
         tables
             Rows to add for the tokens, (V1, D) and (V2, D), the s2 queries of all coarse tokens,
-            (V1, D), and rows to add for the new bars' calendar stamps, (n - 1, D) or (0, 0).
+            (V1, D), and rows to add for the calendar stamps of each window's new bars,
+            (B, n - 1, D) or (0, 0, 0).
         cache
-            The window, with room for `n` - 1 bars of a path, of which it has none.
+            The windows; it is read only.
         most
-            Bars that a bar sees at most, itself included; not less than those of the window.
+            Bars that a bar sees at most, itself included; not less than those of a window.
         sampling
             Temperature, `top_k` and `top_p`.
         eps
@@ -167,53 +173,69 @@ class RowPredictor(_Weights):
 
         Returns
         -------
-        tuple of Tensor
-            Tokens of the new bars, each (n,).
+        Tensor
+            Coarse and fine tokens of the new bars, (2, B, S, n).
 
         Raises
         ------
         ValueError
-            If there is no room for the bars, or logits are NaN or infinite.
+            If the cache has no room for the bars, or logits are NaN or infinite.
         """
-        if n - 1 > cache.capacity or cache.path_length > 0:
+        if n - 1 > cache.capacity:
             raise ValueError(f"There is room for {cache.capacity} bars of the path, and no more.")
-        kept = [
-            one[0, :, 0].numpy()
-            for layer in cache.layers
-            for one in layer.reserve(1, cache.capacity)
-        ]
-        H, L, _ = kept[0].shape
+        windows = [one.numpy() for layer in cache.layers for one in layer.prefix]
+        B, H, T, _ = windows[0].shape
         arrays = self.laid_out if n >= LONG_PATH else self.arrays
         F = arrays[self.OF_BLOCK - 1].shape[1]
-        greedy = sampling[1] == 1
-        draw = torch.zeros if greedy else torch.rand
-        uniforms = draw(n, 2, dtype=torch.float32, device="cpu")
-        s1, s2 = (np.empty(n, dtype=np.int64) for _ in range(2))
-        given = (
-            s1,
-            s2,
-            uniforms.numpy(),
-            sampling,
-            cache.prefix_length,
-            most,
+        network = (
             tuple(one.contiguous().numpy() for one in tables),
             _addresses(arrays[: -self.AFTER_BLOCKS], self.OF_BLOCK),
-            _addresses(kept, 2),
-            (H, F, L, len(kept[-1])),
-            eps,
-            tuple(one.contiguous().numpy() for one in cache.rotary),
             tuple(arrays[-self.AFTER_BLOCKS :]),
-            np.array(hidden),
-            np.array(s1_logits),
+            tuple(one.contiguous().numpy() for one in cache.rotary),
+            (H, windows[-1].shape[1], F),
+            eps,
         )
-        # In between Ctrl-C is heard.
-        for start in range(0, n, BARS_OF_A_CALL):
-            end = min(start + BARS_OF_A_CALL, n)
-            if self.kernels.write(start, end, *given) < end:
-                raise ValueError(
-                    "The predictor's logits are no finite numbers: its weights are spoilt."
-                )
-        return torch.from_numpy(s1), torch.from_numpy(s2)
+        greedy = sampling[1] == 1
+        draw = torch.zeros if greedy else torch.rand
+        uniforms = draw(B * num_samples, n, 2, dtype=torch.float32, device="cpu").numpy()
+        first_states, first_logits = hidden.numpy(), s1_logits.numpy()
+
+        def prepare(paths: np.ndarray) -> tuple[Any, ...]:
+            """What the kernel is given for some of the paths."""
+            of_path = paths // num_samples
+            own = np.empty((len(windows), len(paths), n * first_states.shape[1]), dtype=np.float32)
+            places = np.hstack((_addresses(windows, 2), _addresses(list(own), 2)))
+            memory = of_path, places, (B, T, n)
+            tokens = np.empty((2, len(paths), n), dtype=np.int64)
+            given = tokens, uniforms[paths], sampling, most, network, memory
+            return *given, first_states[of_path], first_logits[of_path], own
+
+        parts = _shared_out(B * num_samples, torch.get_num_threads())
+        given = [prepare(paths) for paths in parts]
+
+        def write_part(start: int, one: tuple[Any, ...]) -> bool:
+            stop = min(start + BARS_OF_A_CALL, n)
+            return self.kernels.write(start, stop, *one[:-1]) == stop
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            over = map if len(given) == 1 else pool.map
+            # In between Ctrl-C is heard.
+            for start in range(0, n, BARS_OF_A_CALL):
+                if not all(over(partial(write_part, start), given)):
+                    raise ValueError(
+                        "The predictor's logits are no finite numbers: its weights are spoilt."
+                    )
+        tokens = np.concatenate([one[0] for one in given], axis=1)
+        return torch.from_numpy(tokens).view(2, B, num_samples, n)
+
+
+def _shared_out(count: int, threads: int) -> list[np.ndarray]:
+    """Numbers of `count` paths in parts, as many for each of the threads, or one part for each.
+
+    A part is not larger than ``PATHS_OF_A_CALL``.
+    """
+    rounds = -(-count // (threads * PATHS_OF_A_CALL))
+    return np.array_split(np.arange(count), min(count, rounds * threads))
 
 
 def _addresses(arrays: list[np.ndarray], columns: int) -> np.ndarray:
