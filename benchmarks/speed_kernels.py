@@ -58,9 +58,10 @@ def test_shared_attention(benchmark, windows, paths):
     benchmark(attend_shared, queries, cache)
 
 
+@pytest.mark.parametrize("paths", [1, 10])
 @pytest.mark.parametrize("kind", ["torch", "compiled"])
-def test_single_path(benchmark, kind, monkeypatch):
-    """One path of 480 bars after a context of 32: next to all of it is the path's own steps."""
+def test_paths(benchmark, kind, paths, monkeypatch):
+    """Paths of 480 bars after a context of 32: next to all of it is the paths' own steps."""
     tokenizer, predictor = KronosTokenizer(MINI.tokenizer), KronosPredictor(MINI.predictor)
     context, stamps = torch.randn(1, 32, 6), torch.ones(1, 512, 5, dtype=torch.long)
     if kind == "torch":
@@ -69,6 +70,7 @@ def test_single_path(benchmark, kind, monkeypatch):
         generate,
         *(tokenizer, predictor, context, stamps),
         n=480,
+        num_samples=paths,
         max_context=512,
         sampling=Sampling(),
     )

@@ -438,7 +438,7 @@ def _bytes_needed(
 def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int) -> Iterator[None]:
     """Both networks as generation wants them for the block: evaluating, folded and packed.
 
-    `rows` are those of a step, and 0 if there are too few steps to lay weights out for them.
+    `rows` are those of a step of torch, and 0 if there are too few to lay weights out for them.
 
     Every module's own mode is restored after it.
     """
@@ -449,9 +449,11 @@ def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int) ->
     with ExitStack() as stack:
         stack.enter_context(_evaluating(tokenizer, predictor))
         stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(predictor.folded())
-        stack.enter_context(packed(predictor, dtype, rows))
-        stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, rows))
+        stack.enter_context(predictor.folded(dtype))
+        by_torch = predictor.compiled is None
+        stack.enter_context(packed(predictor, dtype, rows if by_torch else 0))
+        # It makes a few large products.
+        stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, 0))
         yield
 
 

@@ -4,10 +4,13 @@ import torch
 
 from darts_kronos import generation
 from darts_kronos.generation import Sampling, generate
+from darts_kronos.nn import rows
 
 
-@pytest.fixture
-def networks():
+@pytest.fixture(params=["compiled", "torch"])
+def networks(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(rows, "row_kernels", lambda: None)
     return reference.tokenizers(0)[1], reference.predictors(0)[1]
 
 

@@ -1,4 +1,4 @@
-"""Single rows and single paths through the compiled kernels give what torch gives."""
+"""Single rows, and paths bar by bar, through the compiled kernels give what torch gives."""
 
 import os
 import subprocess
@@ -31,55 +31,62 @@ def predictor():
 
 @contextmanager
 def ready(predictor, dtype=torch.float32):
-    with torch.inference_mode(), predictor.folded(), packed(predictor, dtype, 1):
+    with torch.inference_mode(), predictor.folded(dtype), packed(predictor, dtype, 1):
         yield
 
 
-def window(predictor, stamps=True, capacity=NEW):
-    """A window that was read: its newest hidden state, stamps of all bars, and the cache."""
+def window(predictor, windows=1, stamps=True, capacity=NEW):
+    """Windows that were read: newest hidden states, stamps of all bars, and the cache."""
     generator = torch.Generator().manual_seed(3)
-    s1, s2 = (torch.randint(0, 16, (1, KNOWN), generator=generator) for _ in range(2))
-    times = reference.random_stamps(1, KNOWN + NEW, 4) if stamps else None
+    s1, s2 = (torch.randint(0, 16, (windows, KNOWN), generator=generator) for _ in range(2))
+    times = reference.random_stamps(windows, KNOWN + NEW, 4) if stamps else None
     of_window = None if times is None else times[:, :KNOWN]
     hidden, cache = predictor.prefill(s1, s2, of_window, capacity)
     return hidden[:, -1:], times, cache
 
 
-def write(predictor, n=NEW, most=64, stamps=True, sampling=GREEDY):
-    """Tokens of a path that kernels draw, or None."""
-    hidden, times, cache = window(predictor, stamps)
+def write(predictor, n=NEW, most=64, stamps=True, sampling=GREEDY, windows=1, paths=1):
+    """Tokens of paths that kernels draw, (2, B, S, n), or None."""
+    hidden, times, cache = window(predictor, windows, stamps)
     new = None if times is None else times[:, KNOWN : KNOWN + n - 1]
-    return predictor.write(n, hidden, new, cache, most=most, sampling=sampling.numbers)
+    return predictor.write(n, paths, hidden, new, cache, most=most, sampling=sampling.numbers)
 
 
 def follow(predictor, tokens, most=64, stamps=True):
-    """What torch makes of a path's tokens: hidden states, and logits of s1 and s2, by bar."""
-    hidden, times, cache = window(predictor, stamps)
-    found = []
-    for i, (s1, s2) in enumerate(zip(*tokens, strict=True)):
-        logits = predictor.s1_logits(hidden), predictor.s2_logits(hidden, s1.view(1, 1), cache)
-        found.append([one.flatten() for one in (hidden, *logits)])
+    """What torch makes of paths' tokens, (2, B, S, n): states, and logits of s1 and s2, by bar.
+
+    Each of shape (B, S, ...).
+    """
+    _, windows, paths, n = tokens.shape
+    hidden, times, cache = window(predictor, windows, stamps)
+    hidden, found = hidden.expand(-1, paths, -1), []
+    for i in range(n):
+        s1, s2 = tokens[..., i]
+        found.append((hidden, predictor.s1_logits(hidden), predictor.s2_logits(hidden, s1, cache)))
         cache.keep(most)
         at = slice(KNOWN + i, KNOWN + i + 1)
         time = None if times is None else times[:, at]
-        hidden = predictor.extend(s1.view(1, 1, 1), s2.view(1, 1, 1), time, cache)
+        hidden = predictor.extend(s1[..., None], s2[..., None], time, cache)
     return found
+
+
+def random_tokens():
+    return torch.randint(0, 16, (2, 1, 1, NEW), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What each call of the kernel that writes a path left: hidden state, and both logits."""
+    """What the calls of the kernel left: each path's hidden state, and both logits."""
     found = []
 
-    def write(start, stop, s1, *arguments):
-        written = row_kernels.write(start, stop, s1, *arguments)
-        known, most, tables, _, kept, sizes, eps, _, after, hidden, logits = arguments[3:]
-        if stop < len(s1):
-            return written
-        end, of_s2 = known + len(s1) - 1, np.empty(len(after[8]), dtype=np.float32)
-        place = (max(0, end - most), end, after, hidden, of_s2)
-        row_kernels.s2_logits(s1[-1], tables, kept, sizes, eps, *place)
-        found.append([torch.from_numpy(one) for one in (hidden, logits, of_s2)])
+    def write(start, stop, tokens, *arguments):
+        written = row_kernels.write(start, stop, tokens, *arguments)
+        n = tokens.shape[2]
+        if stop == n:
+            *_, most, network, memory, hidden, logits = arguments
+            of_s2 = np.empty((len(hidden), len(network[2][8])), dtype=np.float32)
+            row_kernels.s2_logits(n - 1, tokens, network, memory, most, hidden, of_s2)
+            found.append([torch.from_numpy(one) for one in (hidden, logits, of_s2)])
         return written
 
     counting = SimpleNamespace(NONE=row_kernels.NONE, product=row_kernels.product, write=write)
@@ -100,33 +107,64 @@ class TestPath:
 
     @pytest.mark.parametrize(("long", "bars"), [(1, 3), (100, 100)])
     @pytest.mark.parametrize("kwargs", [{}, {"most": 20}, {"most": 24}, {"stamps": False}], ids=str)
-    def test_it_is_followed_as_by_torch(self, predictor, seen, kwargs, long, bars, monkeypatch):
+    @pytest.mark.parametrize(("windows", "paths"), [(1, 1), (1, 2), (2, 3)])
+    def test_they_are_followed_as_by_torch(
+        self, predictor, seen, windows, paths, kwargs, long, bars, monkeypatch
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         monkeypatch.setattr(rows, "LONG_PATH", long)
         monkeypatch.setattr(rows, "BARS_OF_A_CALL", bars)
+        # Nearly as even as a draw can be, so that paths differ.
+        drawn = {"sampling": Sampling(temperature=3.0), "windows": windows, "paths": paths}
+        tokens = []
         with ready(predictor):
-            tokens = [write(predictor, n, **kwargs) for n in range(1, NEW + 1)]
-            expected = follow(predictor, tokens[-1], **kwargs)
+            for n in range(1, NEW + 1):
+                torch.manual_seed(0)
+                tokens.append(write(predictor, n, **drawn, **kwargs))
+            expected = [follow(predictor, one, **kwargs)[-1] for one in tokens]
         assert len(seen) == NEW
-        assert_all_close([x for one in seen for x in one], [x for one in expected for x in one])
-        for drawn, (_, s1_logits, s2_logits) in zip(
-            zip(*tokens[-1], strict=True), expected, strict=True
-        ):
-            assert drawn == (s1_logits.argmax(), s2_logits.argmax())
-        for n, early in enumerate(tokens, start=1):
-            assert_all_close(early, [one[:n] for one in tokens[-1]])
-        assert predictor.packed is None
+        for found, of_bar in zip(seen, expected, strict=True):
+            assert_all_close(found, [one.flatten(0, 1) for one in of_bar])
+        different = tokens[-1].flatten(1, 2).unique(dim=1).shape[1]
+        assert different > 1 or windows * paths == 1
+        assert predictor.compiled is None
+
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    @pytest.mark.parametrize(("windows", "paths"), [(1, 1), (1, 5), (3, 1), (2, 4)])
+    def test_greedy_tokens_are_the_most_probable(
+        self, predictor, windows, paths, threads, monkeypatch
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(rows, "PATHS_OF_A_CALL", 3)
+        with ready(predictor):
+            tokens = write(predictor, windows=windows, paths=paths)
+            expected = follow(predictor, tokens)
+        assert tokens.shape == (2, windows, paths, NEW)
+        for i, (_, s1_logits, s2_logits) in enumerate(expected):
+            assert torch.equal(tokens[0, ..., i], s1_logits.argmax(dim=-1))
+            assert torch.equal(tokens[1, ..., i], s2_logits.argmax(dim=-1))
+
+    @pytest.mark.parametrize("threads", [1, 2, 16])
+    def test_each_thread_has_its_paths(self, threads, monkeypatch):
+        monkeypatch.setattr(rows, "PATHS_OF_A_CALL", 4)
+        for count in range(1, 40):
+            parts = rows._shared_out(count, threads)
+            assert np.concatenate(parts).tolist() == list(range(count))
+            sizes = [len(one) for one in parts]
+            assert 0 < min(sizes) <= max(sizes) <= min(sizes) + 1 <= 5
+            assert len(parts) % threads == 0 or max(sizes) == 1
 
     def test_it_follows_torchs_generator(self, predictor):
         def drawn(seed):
             torch.manual_seed(seed)
-            return torch.cat(write(predictor, sampling=Sampling(temperature=2.0))).tolist()
+            return write(predictor, sampling=Sampling(temperature=2.0), paths=3).tolist()
 
         with ready(predictor):
             assert drawn(1) == drawn(1) != drawn(2)
 
     @pytest.mark.parametrize("targets", [None, ["key_value"], ["down"], ["s1_head"]], ids=str)
     def test_adapters_are_left_to_torch(self, predictor, targets):
-        tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+        tokens = random_tokens()
         with torch.inference_mode():
             plain = follow(predictor, tokens)
         add_lora(predictor, {"r": 2} if targets is None else {"r": 2, "target_modules": targets})
@@ -147,7 +185,7 @@ class TestPath:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_other_precisions_are_left_to_torch(self, predictor, dtype):
         predictor = predictor.to(dtype)
-        tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+        tokens = random_tokens()
         with torch.inference_mode():
             expected = follow(predictor, tokens)
         with ready(predictor, dtype):
@@ -160,7 +198,7 @@ class TestPath:
             assert write(predictor) is None
             with packed(predictor, torch.float32, 1):
                 assert write(predictor) is None
-            tokens = torch.randint(0, 16, (2, NEW), generator=torch.Generator().manual_seed(2))
+            tokens = random_tokens()
             expected = follow(predictor, tokens)
         monkeypatch.setattr(rows, "row_kernels", lambda: None)
         with ready(predictor):
@@ -185,30 +223,18 @@ class TestPath:
         own = {one.data_ptr() for one in predictor.parameters()}
         with ready(predictor):
             write(predictor)
-            assert "laid_out" not in vars(predictor.packed())
-            assert {one.ctypes.data for one in predictor.packed().arrays} <= own
+            assert "laid_out" not in vars(predictor.compiled)
+            assert {one.ctypes.data for one in predictor.compiled.arrays} <= own
             monkeypatch.setattr(rows, "LONG_PATH", NEW)
             write(predictor)
-            arrays = predictor.packed().laid_out
+            arrays = predictor.compiled.laid_out
             write(predictor)
-            assert predictor.packed().laid_out is arrays
+            assert predictor.compiled.laid_out is arrays
         places = [one.ctypes.data for one in arrays]
         assert not own & set(places)
         ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
         gaps = np.array(places[1:]) - ends[:-1]
         assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
-
-    def test_several_paths_do_not_load_the_kernels(self, predictor, monkeypatch):
-        def load():
-            raise AssertionError
-
-        monkeypatch.setattr(rows, "row_kernels", load)
-        bars, stamps = reference.random_bars(2, 20, 1), reference.random_stamps(2, 60, 1)
-        drawn = {"n": 40, "num_samples": 3, "max_context": 64, "sampling": Sampling()}
-        networks = reference.tokenizers(0)[1], predictor
-        assert generate(*networks, bars, stamps, **drawn).shape == (3, 2, 40, 6)
-        with pytest.raises(AssertionError):
-            generate(*networks, bars[:1], stamps[:1], **drawn | {"num_samples": 1})
 
     def test_greedy_paths_leave_the_generator_alone(self, predictor):
         torch.manual_seed(5)
@@ -229,7 +255,7 @@ class TestPath:
         with ready(predictor):
             hidden, _, cache = window(predictor, stamps=False, capacity=1)
             with pytest.raises(ValueError, match="There is room for 1 bars"):
-                predictor.write(3, hidden, None, cache, most=64, sampling=GREEDY.numbers)
+                predictor.write(3, 1, hidden, None, cache, most=64, sampling=GREEDY.numbers)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("head", ["s1_head", "s2_head"])
@@ -331,6 +357,17 @@ class TestProduct:
         assert found.shape == (1, 1, sizes[1])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize("sizes", [(1, 1), (16, 4), (7, 3), (64, 33), (250, 130)], ids=str)
+    @pytest.mark.parametrize("n_rows", [1, 2, 3, 6, 7])
+    def test_it_is_that_of_torch_for_several_rows(self, sizes, n_rows):
+        torch.manual_seed(0)
+        layer, x = Linear(*sizes), torch.randn(n_rows, sizes[0])
+        out = torch.full((n_rows, sizes[1]), torch.nan)
+        with torch.inference_mode():
+            row_kernels.product(*(one.numpy() for one in (layer.weight, layer.bias, x, out)))
+            expected = nn.functional.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
     def test_what_is_no_number_stays_none(self):
         layer, x = Linear(8, 3), torch.zeros(1, 8)
         with torch.no_grad():
@@ -339,14 +376,17 @@ class TestProduct:
                 assert layer(x).isnan().tolist() == [[False, True, False]]
 
 
-def test_scores_far_apart_are_weighed_as_by_torch():
+@pytest.mark.parametrize(("first", "end"), [(2, 7), (0, 5), (6, 9)])
+def test_scores_far_apart_are_weighed_as_by_torch(first, end):
     rng = np.random.default_rng(0)
-    queries = (40 * rng.standard_normal((3, 8))).astype(np.float32)
-    keys, values = rng.standard_normal((2, 3, 9, 8)).astype(np.float32)
-    out = np.empty_like(queries)
-    row_kernels.attend(queries, keys, values, 2, 7, out)
-    q, k, v = (torch.from_numpy(one) for one in (queries[:, None], keys[:, 2:7], values[:, 2:7]))
-    expected = nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+    queries = (40 * rng.standard_normal((4, 3, 8))).astype(np.float32)
+    of_windows = rng.standard_normal((2, 2, 3, 5, 8)).astype(np.float32)
+    of_paths = rng.standard_normal((2, 4, 3, 4, 8)).astype(np.float32)
+    windows, out = np.array([0, 1, 1, 0]), np.empty_like(queries)
+    row_kernels.attend(queries, (*of_windows, *of_paths), windows, first, end, out)
+    whole = np.concatenate((of_windows[:, windows], of_paths), axis=3)[:, :, :, first:end]
+    q, k, v = (torch.from_numpy(one) for one in (queries[:, :, None], *whole))
+    expected = nn.functional.scaled_dot_product_attention(q, k, v)[:, :, 0]
     torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5)
 
 

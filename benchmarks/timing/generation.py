@@ -148,7 +148,7 @@ def steps(nets: original.Networks, inputs: tuple[Tensor, Tensor], case: Case) ->
     def write(*args: Any, **kwargs: Any) -> Any:
         start = now()
         written = own(*args, **kwargs)
-        if written is None or len(written[0]) < case.horizon:
+        if written is None or written.shape[-1] < case.horizon:
             raise ValueError(
                 "Its steps cannot be measured: torch takes them, or the window slides."
             )

@@ -2,9 +2,8 @@
 
 On CPUs torch multiplies float32 matrices with its BLAS library, which on many processors is half
 as fast as oneDNN, the library that torch brings along for other data types. Here oneDNN is asked
-for float32 too, in training and in generation, wherever this build of torch has it. Single rows,
-which are all that a single path needs for a step, are left to kernels that numba compiles, unless
-torch has many threads for large weights.
+for float32 too, in training and in generation, wherever this build of torch has it. Single rows are
+left to a kernel that numba compiles, unless torch has many threads for large weights.
 
 Shapes by letter: ... any leading shape, I and O widths in and out.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -291,17 +290,6 @@ def gated(gate_value: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-@runtime_checkable
-class Packable(Protocol):
-    """A module whose weights can be made ready for many products without gradients."""
-
-    def pack(self, dtype: torch.dtype, rows: int) -> None:
-        """Make them ready for products of `dtype`, most of them of so many rows; 0: few at all."""
-
-    def unpack(self) -> None:
-        """Be as before."""
-
-
 @contextmanager
 def packed(network: nn.Module, dtype: torch.dtype, rows: int) -> Iterator[None]:
     """Pack the weights of all layers for the block, for products of `dtype`.
@@ -317,7 +305,7 @@ def packed(network: nn.Module, dtype: torch.dtype, rows: int) -> Iterator[None]:
     rows
         Rows of the products that are many enough to lay weights out for them; 0: there are none.
     """
-    layers = [module for module in network.modules() if isinstance(module, Packable)]
+    layers = [module for module in network.modules() if isinstance(module, Linear)]
     try:
         for layer in layers:
             layer.pack(dtype, rows)

@@ -6,9 +6,8 @@ head, V1 and V2 entries of the coarse and of the fine codebook.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache as once
 from typing import NamedTuple
 
 import torch
@@ -156,12 +155,12 @@ class KronosPredictor(nn.Module):
 
     Attributes
     ----------
-    packed
-        Gives the weights as the compiled kernels want them, while these may be asked for paths;
-        None if they are not there.
+    compiled
+        The weights for the compiled kernels, while these may be asked for paths; None where torch
+        is to draw them.
     """
 
-    packed: Callable[[], RowPredictor | None] | None = None
+    compiled: RowPredictor | None = None
 
     def __init__(self, config: PredictorConfig):
         super().__init__()
@@ -348,25 +347,22 @@ class KronosPredictor(nn.Module):
         -------
         Tensor or None
             Coarse and fine tokens of the new bars, (2, B, S, n). None if torch is to draw them:
-            while weights are not packed and folded, without numba, on other devices, in other
-            data types than float32, and with adapters.
+            while weights are not folded, without numba, on other devices, in other data types than
+            float32, and with adapters.
 
         Raises
         ------
         ValueError
             If the cache has no room for the bars, or logits are NaN or infinite.
         """
-        prepare, tokens, queries = self.packed, self.tokens.folded, self.queries
-        if prepare is None or tokens is None or queries is None:
-            return None
-        packed = prepare()
-        if packed is None:
+        compiled, tokens, queries = self.compiled, self.tokens.folded, self.queries
+        if compiled is None or tokens is None or queries is None:
             return None
         times = hidden.new_empty(0, 0, 0)
         if stamps is not None:
             # A few at a time: each is looked up in five tables.
             times = torch.cat([self.calendar(part) for part in stamps.split(64, dim=1)], dim=1)
-        return packed.write(
+        return compiled.write(
             n,
             num_samples,
             hidden[:, 0],
@@ -378,9 +374,8 @@ class KronosPredictor(nn.Module):
             eps=NORM_EPS,
         )
 
-    def pack(self, dtype: torch.dtype, rows: int) -> None:
-        """Make the weights ready for the compiled kernels."""
-        self.packed = None
+    def _for_kernels(self) -> RowPredictor | None:
+        """The weights for the compiled kernels; None where these are not there or not faster."""
         s2, weights, layers = self.s2_conditioning, [], []
         for block in self.transformer.blocks:
             assert isinstance(block, Block)
@@ -395,28 +390,24 @@ class KronosPredictor(nn.Module):
         weights += [self.s1_head.weight, self.s1_head.bias]
         weights += [self.s2_head.weight, self.s2_head.bias]
         whole = are_plain(*layers) and all(one is not None for one in weights)
-        if dtype == torch.float32 and whole:
-            # The kernels are loaded when there are paths to write.
-            self.packed = once(lambda: RowPredictor.of(*weights))
-
-    def unpack(self) -> None:
-        """Go back to what torch takes."""
-        self.packed = None
+        return RowPredictor.of(*weights) if whole else None
 
     @contextmanager
-    def folded(self) -> Iterator[None]:
-        """Fold the embeddings into what comes next for the block, in which weights must not change.
+    def folded(self, dtype: torch.dtype) -> Iterator[None]:
+        """Be ready to draw paths for the block, in which weights must not change.
 
         The token tables are taken through the fusion, the coarse one through the s2 query; the
-        calendar's tables become one.
+        calendar's tables become one. If products are to be made in float32, the compiled kernels
+        are given the weights where they can take them.
         """
         try:
             self.tokens.folded = self.tokens.fold()
             self.calendar.folded = self.calendar.fold()
             self.queries = self.s2_conditioning.query(self.tokens.s1.weight)
+            self.compiled = self._for_kernels() if dtype == torch.float32 else None
             yield
         finally:
-            self.tokens.folded = self.calendar.folded = self.queries = None
+            self.tokens.folded = self.calendar.folded = self.queries = self.compiled = None
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -101,16 +101,17 @@ def _as_prefetch(typing: Any, array: Any, at: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = context.make_array(signature.args[0])(context, builder, arguments[0])
         number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        types_of = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], types_of)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         place = builder.bitcast(builder.gep(values.data, [arguments[1]]), byte)
-        builder.call(prefetch, [place, *(number(one) for one in (READ, SECOND_CACHE, DATA))])
+        builder.call(prefetch, [place, number(TO_READ), number(SECOND_CACHE), number(DATA)])
         return context.get_dummy_value()
 
     return void(array, int64), build
 
 
-READ, SECOND_CACHE, DATA = 0, 2, 1
+TO_READ, SECOND_CACHE, DATA = 0, 2, 1
+"""What LLVM is told of a prefetch: for what, how near to the processor, and of which memory."""
 
 _prefetch: Any = intrinsic(_as_prefetch)
 """Ask for the cache line of a number of an array, counted from the first."""
@@ -119,25 +120,25 @@ _prefetch: Any = intrinsic(_as_prefetch)
 @_compiled(MATRIX, ROW, ROW)
 def dots(weight: Array, x: Array, out: Array) -> None:
     """``out = weight @ x``, (O,), of weights (O, I) and x (I,)."""
-    O, I = weight.shape
-    for o in range(O):
+    for o in range(weight.shape[0]):
         total = np.float32(0)
-        for i in range(I):
+        for i in range(weight.shape[1]):
             total += weight[o, i] * x[i]
         out[o] = total
 
 
 @_compiled(MATRIX, ROW, MATRIX, MATRIX)
 def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
-    """``out = x @ weight.T + bias``, (R, O), of weights (O, I), x (R, I) and a bias (O,) or NONE."""
-    (O, I), R = weight.shape, len(x)
-    fours = O - O % 4 if R > 1 else 0
-    lines_a_pair = -(-8 * I // (LINE * (R + R % 2)))
+    """``out = x @ weight.T + bias``, (R, O), of weights (O, I), x (R, I), a bias (O,) or NONE."""
+    (outputs, inputs), R = weight.shape, len(x)
+    fours = outputs - outputs % 4 if R > 1 else 0
+    # Of four outputs' weights, for each pair of rows.
+    lines = -(-8 * inputs // (LINE * (R + R % 2)))
     for o in range(0, fours, 4):
-        coming = (o + 4) * I
+        coming = (o + 4) * inputs
         for pair in range(0, R, 2):
-            # The next rows are on their way meanwhile: memory gives four rows at a time slowly.
-            end = min(coming + lines_a_pair * LINE, weight.size)
+            # Memory gives four rows at a time slowly: the next are on their way meanwhile.
+            end = min(coming + lines * LINE, weight.size)
             for at in range(coming, end, LINE):
                 _prefetch(weight, at)
             coming = end
@@ -145,7 +146,7 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
             # Where the last row is alone, the one before it is done again.
             r = min(pair, R - 2)
             a = b = c = d = e = f = g = h = np.float32(0)
-            for i in range(I):
+            for i in range(inputs):
                 a += weight[o, i] * x[r, i]
                 b += weight[o + 1, i] * x[r, i]
                 c += weight[o + 2, i] * x[r, i]
@@ -217,9 +218,7 @@ def _add_weighted(values: Array, weights: Array, out: Array) -> None:
 
 
 @_compiled(CUBE, KEPT, WINDOWS, int64, int64, CUBE)
-def attend(
-    queries: Array, kept: Any, windows: Any, first: int, end: int, out: Array
-) -> None:
+def attend(queries: Array, kept: Any, windows: Any, first: int, end: int, out: Array) -> None:
     """Attention of each path's newest bar.
 
     Parameters
