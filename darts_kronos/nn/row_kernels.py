@@ -31,25 +31,16 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-
 Kernel = Callable[..., Any]
 
 ROW, MATRIX, CUBE = float32[::1], float32[:, ::1], float32[:, :, ::1]
-
 ADDRESSES, TOKENS, WINDOWS = int64[:, ::1], int64[:, :, ::1], int64[::1]
-
 SAMPLING = types.Tuple((float64, int64, float64))
-
 KEPT = types.UniTuple(float32[:, :, :, ::1], 4)
-
-TABLES = types.Tuple((MATRIX, MATRIX, MATRIX, CUBE))
-
-ROTARY = types.UniTuple(MATRIX, 2)
-
+OF_BLOCK = types.Tuple((ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, MATRIX))
+TABLES, ROTARY = types.Tuple((MATRIX, MATRIX, MATRIX, CUBE)), types.UniTuple(MATRIX, 2)
 AFTER = types.Tuple((ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, ROW, MATRIX, ROW))
-
 NETWORK = types.Tuple((TABLES, ADDRESSES, AFTER, ROTARY, types.UniTuple(int64, 3), float64))
-
 MEMORY = types.Tuple((WINDOWS, ADDRESSES, types.UniTuple(int64, 3)))
 
 REORDERED = {"reassoc", "contract", "nsz"}
@@ -288,20 +279,10 @@ def _add(x: Array, out: Array) -> None:
             out[r, d] += x[r, d]
 
 
-@_compiled(
-    *(MATRIX, ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, MATRIX, float64, WINDOWS, KEPT),
-    *(int64, int64, ROW, ROW),
-)
+@_compiled(MATRIX, OF_BLOCK, float64, WINDOWS, KEPT, int64, int64, ROW, ROW)
 def block(
     x: Array,
-    attn_norm: Array,
-    qkv: Array,
-    qkv_bias: Array,
-    out: Array,
-    out_bias: Array,
-    ffn_norm: Array,
-    gate_value: Array,
-    down: Array,
+    weights: Any,
     eps: float,
     windows: Any,
     kept: Any,
@@ -316,8 +297,9 @@ def block(
     ----------
     x
         The bars' states, (R, D); what the block makes of them is written there.
-    attn_norm, qkv, qkv_bias, out, out_bias, ffn_norm, gate_value, down
-        The block's weights, each as in ``layers.Block``.
+    weights
+        The block's, each as in ``layers.Block``: the first norm's, those of ``qkv`` and ``out``,
+        each with a bias, the second norm's, and those of ``gate_value`` and ``down``.
     eps
         Of both norms.
     windows
@@ -329,8 +311,9 @@ def block(
     cosines, sines
         Of the new bars' position, (K,).
     """
-    _, _, own_keys, own_values = kept
-    _, H, T, K = kept[0].shape
+    attn_norm, qkv, qkv_bias, out, out_bias, ffn_norm, gate_value, down = weights
+    window_keys, _, own_keys, own_values = kept
+    _, H, T, K = window_keys.shape
     (R, D), F = x.shape, down.shape[1]
     row = np.empty((R, D), dtype=np.float32)
     normed(x, attn_norm, eps, row)
@@ -358,6 +341,21 @@ def block(
             gated[r, f] = hidden[r, f] / (np.float32(1) + gated[r, f]) * hidden[r, F + f]
     product(down, none, gated, row)
     _add(row, x)
+
+
+@_compiled(int64, ADDRESSES, int64, int64, returns=OF_BLOCK)
+def _block_weights(n: int, places: Any, D: int, F: int) -> Any:
+    """The weights of block `n`, for ``block``."""
+    return (
+        carray(_pointer(places[n, 0]), (D,)),
+        carray(_pointer(places[n, 1]), (3 * D, D)),
+        carray(_pointer(places[n, 2]), (3 * D,)),
+        carray(_pointer(places[n, 3]), (D, D)),
+        carray(_pointer(places[n, 4]), (D,)),
+        carray(_pointer(places[n, 5]), (D,)),
+        carray(_pointer(places[n, 6]), (2 * F, D)),
+        carray(_pointer(places[n, 7]), (D, F)),
+    )
 
 
 @_compiled(int64, MEMORY, int64, int64, returns=KEPT)
@@ -398,24 +396,8 @@ def extend(
             for d in range(D):
                 x[r, d] += times[windows[r], i, d]
     for n in range(len(weights)):
-        block(
-            x,
-            carray(_pointer(weights[n, 0]), (D,)),
-            carray(_pointer(weights[n, 1]), (3 * D, D)),
-            carray(_pointer(weights[n, 2]), (3 * D,)),
-            carray(_pointer(weights[n, 3]), (D, D)),
-            carray(_pointer(weights[n, 4]), (D,)),
-            carray(_pointer(weights[n, 5]), (D,)),
-            carray(_pointer(weights[n, 6]), (2 * F, D)),
-            carray(_pointer(weights[n, 7]), (D, F)),
-            eps,
-            windows,
-            _kept(n, memory, H, D),
-            first,
-            at,
-            cosines[at],
-            sines[at],
-        )
+        of_block, kept = _block_weights(n, weights, D, F), _kept(n, memory, H, D)
+        block(x, of_block, eps, windows, kept, first, at, cosines[at], sines[at])
     normed(x, norm, eps, hidden)
     both = np.empty((R, 2, s2_heads, D // s2_heads), dtype=np.float32)
     product(key_value, key_value_bias, hidden, both.reshape(R, 2 * D))
@@ -447,26 +429,58 @@ def s2_logits(
     attend(row.reshape(R, H, D // H), kept, windows, max(0, end - most), end, attended)
     product(out, out_bias, attended.reshape(R, D), row)
     _add(hidden, row)
-    conditioned = np.empty((R, D), dtype=np.float32)
-    normed(row, norm, eps, conditioned)
-    product(head, head_bias, conditioned, logits)
+    normed(row, norm, eps, row)
+    product(head, head_bias, row, logits)
+
+
+@_compiled(ROW, float32, returns=types.Tuple((float64, int64)))
+def _above(weights: Array, value: np.float32) -> Any:
+    """The sum and the number of weights above a value."""
+    total: Any = 0.0
+    count = np.int32(0)
+    # In two loops the compiler takes many at once.
+    for i in range(weights.size):
+        total += weights[i] if weights[i] > value else np.float32(0)
+    for i in range(weights.size):
+        count += np.int32(weights[i] > value)
+    return total, np.int64(count)
+
+
+@_compiled(ROW, int64, float64, returns=float32)
+def _least(weights: Array, top_k: int, most: float) -> np.float32:
+    """The least number in [0, 1] with fewer weights than `top_k` above it, of a sum up to `most`.
+
+    If it is not 0 it is one of the weights. Floats from 0 on are ordered as their bits are: 30
+    looks at all weights, many at once, are several times as fast as a sort.
+    """
+    bits = np.ones(1, dtype=np.float32).view(np.int32)
+    value = bits.view(np.float32)
+    too_low, enough = -1, int(bits[0])
+    while enough - too_low > 1:
+        middle = (too_low + enough) // 2
+        bits[0] = middle
+        total, count = _above(weights, value[0])
+        if count < top_k and total <= most:
+            enough = middle
+        else:
+            too_low = middle
+    bits[0] = enough
+    return value[0]
 
 
 @_compiled(ROW, int64, float64, fastmath=IN_ORDER)
 def limit(weights: Array, top_k: int, top_p: float) -> None:
-    """Replace by 0 what ``generation.Sampling`` leaves out, given `top_k` and `top_p`."""
-    ordered = np.sort(weights)
-    total, fewest = 0.0, max(0, weights.size - top_k)
-    for i in range(fewest, weights.size):
-        total += ordered[i]
-    reached, i = 0.0, weights.size
-    while i > fewest and (i == weights.size or top_p >= 1 or reached <= top_p * total):
-        i -= 1
-        reached += ordered[i]
-    least, equal = ordered[i], 0
-    while i < weights.size and ordered[i] == least:
-        equal += 1
-        i += 1
+    """Replace by 0 what ``generation.Sampling`` leaves out of weights in [0, 1]."""
+    top_k = min(top_k, weights.size)
+    least: Any = np.float32(0) if top_k == weights.size else _least(weights, top_k, np.inf)
+    above, count = _above(weights, least)
+    if top_p < 1:
+        most = top_p * (above + (top_k - count) * least)
+        least = _least(weights, top_k, most)
+        above, count = _above(weights, least)
+    equal: Any = top_k - count
+    if top_p < 1 and least > 0:
+        equal = min(equal, 1 + int((most - above) / least))
     for i in range(weights.size):
         if weights[i] == least:
             equal -= 1
@@ -572,8 +586,7 @@ def write(
     logits
         Those of the first new bars' coarse tokens, (R, V1); the next are written there.
     """
-    s2_head = network[2][8]
-    of_s2 = np.empty((len(hidden), len(s2_head)), dtype=np.float32)
+    of_s2 = np.empty((len(hidden), len(network[2][8])), dtype=np.float32)
     for i in range(start, stop):
         if i > 0:
             extend(i - 1, tokens, network, memory, most, hidden, logits)
