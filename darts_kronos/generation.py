@@ -251,7 +251,7 @@ def sample_paths(
         windows_per_turn = 1
     turns = -(-B // windows_per_turn) * -(-drawn_samples // paths_per_turn)
     rows = min(B, windows_per_turn) * paths_per_turn if n * turns >= PACKED_STEPS else 0
-    with _ready(tokenizer, predictor, rows):
+    with _ready(tokenizer, predictor, rows, rereads):
         drawn = []
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
@@ -435,10 +435,13 @@ def _bytes_needed(
 
 
 @contextmanager
-def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int) -> Iterator[None]:
+def _ready(
+    tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int, rereads: bool
+) -> Iterator[None]:
     """Both networks as generation wants them for the block: evaluating, folded and packed.
 
-    `rows` are those of a step of torch, and 0 if there are too few to lay weights out for them.
+    `rows` are those of a step, and 0 if there are too few steps to lay weights out for them. Of the
+    predictor, torch has steps to make if the window is read again (`rereads`), or without kernels.
 
     Every module's own mode is restored after it.
     """
@@ -450,7 +453,7 @@ def _ready(tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int) ->
         stack.enter_context(_evaluating(tokenizer, predictor))
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(predictor.folded(dtype))
-        by_torch = predictor.compiled is None
+        by_torch = rereads or predictor.compiled is None
         stack.enter_context(packed(predictor, dtype, rows if by_torch else 0))
         # It makes a few large products.
         stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, 0))
