@@ -242,7 +242,8 @@ def sample_paths(
         )
 
     drawn_samples = 1 if sampling.greedy else num_samples
-    rereads = T + n > max_context and sliding == "exact"
+    # The last bar is not read.
+    rereads = T + n - 1 > max_context and sliding == "exact"
     alone = drawn_samples == 1
     of_window, of_path = _bytes_needed(tokenizer, predictor, T, n, max_context, rereads, alone)
     paths_per_turn = min(max(1, (path_bytes - of_window) // of_path), drawn_samples)
@@ -419,7 +420,7 @@ def _bytes_needed(
     Keys and values in both networks, the widest layer's activations for the bars that are read
     together, and the attention's scores: of one bar at a time in the predictor, unless it reads
     its window again, and of all new bars in the tokenizer's decoder. A path that is its window's
-    only one has the window's keys and values before its own.
+    only one has, where torch draws it, the window's keys and values before its own.
     """
     kept = (predictor.config.n_layers + 1) * predictor.config.d_model
     kept += tokenizer.config.n_decoder_layers * tokenizer.config.d_model

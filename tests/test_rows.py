@@ -154,6 +154,33 @@ class TestPath:
             assert 0 < min(sizes) <= max(sizes) <= min(sizes) + 1 <= 5
             assert len(parts) % threads == 0 or max(sizes) == 1
 
+    def test_bad_logits_of_one_part_are_found(self, predictor, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        hidden_of = predictor.prefill
+
+        def prefill(*arguments):
+            hidden, cache = hidden_of(*arguments)
+            hidden[-1] = torch.nan
+            return hidden, cache
+
+        monkeypatch.setattr(predictor, "prefill", prefill)
+        with ready(predictor), pytest.raises(ValueError, match="no finite numbers"):
+            write(predictor, windows=2, paths=2)
+
+    @pytest.mark.parametrize("stamps", [True, False])
+    def test_dropped_bars_may_be_the_paths_own(self, monkeypatch, stamps):
+        monkeypatch.setattr(rows, "PATHS_OF_A_CALL", 4)
+        tokenizer, predictor = reference.tokenizers(0)[1], reference.predictors(0)[1]
+        bars = reference.random_bars(3, 3, 1)
+        times = reference.random_stamps(3, 15, 1) if stamps else None
+        drawn = {"n": 12, "max_context": 4, "sliding": "cached", "num_samples": 5}
+        # Nearly greedy, so that all paths are drawn.
+        drawn["sampling"] = Sampling(temperature=1e-6)
+        found = generate(tokenizer, predictor, bars, times, **drawn)
+        monkeypatch.setattr(rows, "row_kernels", lambda: None)
+        expected = generate(tokenizer, predictor, bars, times, **drawn)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
     def test_it_follows_torchs_generator(self, predictor):
         def drawn(seed):
             torch.manual_seed(seed)
@@ -322,6 +349,22 @@ class TestDraw:
         found = self.frequencies(np.ones(10, dtype=np.float32), Sampling(**kwargs))
         assert (found > 0).sum() == kept
         np.testing.assert_allclose(found[found > 0], 1 / kept, atol=1e-3)
+
+    @pytest.mark.parametrize("top_k", [1, 3, 17, 64, 2**31])
+    @pytest.mark.parametrize("top_p", [1e-300, 0.1, 0.5, 0.97, 1.0])
+    def test_what_is_left_out_is_the_tail_of_a_sort(self, top_k, top_p):
+        rng = np.random.default_rng(top_k)
+        for values in (rng.random(64), rng.integers(0, 4, 64) / 4, np.ones(64)):
+            weights = (values / values.max()).astype(np.float32)
+            order = np.argsort(-weights, kind="stable")
+            ordered = weights[order].astype(np.float64)
+            ordered[top_k:] = 0.0
+            before = np.concatenate(([0.0], ordered.cumsum()[:-1]))
+            kept = (before <= top_p * ordered.sum()) & (ordered > 0)
+            expected = np.zeros(64)
+            expected[order] = np.where(kept, ordered, 0.0)
+            row_kernels.limit(weights, top_k, top_p)
+            np.testing.assert_array_equal(weights, expected)
 
     @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
     def test_tokens_without_probability_are_never_drawn(self, uniform):

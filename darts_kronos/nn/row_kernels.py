@@ -123,7 +123,7 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
     """``out = x @ weight.T + bias``, (R, O), of weights (O, I), x (R, I), a bias (O,) or NONE."""
     (outputs, inputs), R = weight.shape, len(x)
     fours = outputs - outputs % 4 if R > 1 else 0
-    # Of four outputs' weights, for each pair of rows.
+    # Cache lines of four outputs' weights, shared out among the pairs of rows.
     lines = -(-8 * inputs // (LINE * (R + R % 2)))
     for o in range(0, fours, 4):
         coming = (o + 4) * inputs
@@ -479,7 +479,7 @@ def limit(weights: Array, top_k: int, top_p: float) -> None:
         least = _least(weights, top_k, most)
         above, count = _above(weights, least)
     equal: Any = top_k - count
-    if top_p < 1 and least > 0:
+    if top_p < 1 and least > 0:  # the quotient is less than the number of equals
         equal = min(equal, 1 + int((most - above) / least))
     for i in range(weights.size):
         if weights[i] == least:
@@ -575,7 +575,7 @@ def write(
         - the weights after the blocks: the norm's, those of the s2 conditioning, ``key_value``
           and ``out``, each with a bias, and its norm's, and the s1 head's and the s2 head's, each
           with a bias;
-        - cosines and sines of all positions, (T + C, K);
+        - cosines and sines of all positions, (T + n - 1, K) or more;
         - H, the heads of the s2 attention, and F;
         - eps of all norms.
     memory
@@ -586,7 +586,8 @@ def write(
     logits
         Those of the first new bars' coarse tokens, (R, V1); the next are written there.
     """
-    of_s2 = np.empty((len(hidden), len(network[2][8])), dtype=np.float32)
+    _, _, (_, _, _, _, _, _, _, _, s2_head, _), _, _, _ = network
+    of_s2 = np.empty((len(hidden), len(s2_head)), dtype=np.float32)
     for i in range(start, stop):
         if i > 0:
             extend(i - 1, tokens, network, memory, most, hidden, logits)

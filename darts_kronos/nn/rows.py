@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 THREADS_OUTDONE = 2
-"""Threads up to which torch was measured to be slower than the kernels, which use one."""
+"""Threads up to which the kernels were measured to be faster than torch, for any weights."""
 
 LONG_PATH = 40
-"""Bars of a path from which on it pays to copy the weights for it."""
+"""Bars of paths from which on it pays to copy the weights for them."""
 
-BARS_OF_A_CALL = 32
-"""Bars that are written in one call of the kernel."""
+BARS_OF_A_CALL = 128
+"""Bars of all its paths that are written in one call of the kernel: it does not hear Ctrl-C."""
 
 PATHS_OF_A_CALL = 20
 """Most paths that one thread writes together: their numbers stay in its caches."""
@@ -71,8 +71,9 @@ class _Weights:
     def of(cls, *weights: Tensor | None) -> Self | None:
         """The weights, or None where the kernels are not there or not the faster way.
 
-        They take float32 on CPUs. With more than ``THREADS_OUTDONE`` threads, which share the
-        reading of weights, they are the faster way if the weights are few for the calls.
+        They take float32 on CPUs. With more than ``THREADS_OUTDONE`` threads, which in torch share
+        the reading of weights, they are used if the weights are few for the calls that they save:
+        so a single path was reckoned; several were not measured there.
         """
         given = [one for one in weights if one is not None]
         if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in given):
@@ -148,7 +149,7 @@ class RowPredictor(_Weights):
     ) -> Tensor:
         """Draw the next `n` bars of each path, by torch's global generator.
 
-        Each of torch's threads writes paths of its own.
+        As many threads as torch has each write paths of their own.
 
         Parameters
         ----------
@@ -208,19 +209,21 @@ class RowPredictor(_Weights):
             memory = of_path, places, (B, T, n)
             tokens = np.empty((2, len(paths), n), dtype=np.int64)
             given = tokens, uniforms[paths], sampling, most, network, memory
-            return *given, first_states[of_path], first_logits[of_path], own
+            # Last, what lies at the addresses: a thread may outlive this call.
+            return *given, first_states[of_path], first_logits[of_path], (own, windows)
 
         parts = _shared_out(B * num_samples, torch.get_num_threads())
         given = [prepare(paths) for paths in parts]
+        at_once = max(1, BARS_OF_A_CALL // max(len(paths) for paths in parts))
 
         def write_part(start: int, one: tuple[Any, ...]) -> bool:
-            stop = min(start + BARS_OF_A_CALL, n)
+            stop = min(start + at_once, n)
             return self.kernels.write(start, stop, *one[:-1]) == stop
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             over = map if len(given) == 1 else pool.map
             # In between Ctrl-C is heard.
-            for start in range(0, n, BARS_OF_A_CALL):
+            for start in range(0, n, at_once):
                 if not all(over(partial(write_part, start), given)):
                     raise ValueError(
                         "The predictor's logits are no finite numbers: its weights are spoilt."
@@ -230,12 +233,12 @@ class RowPredictor(_Weights):
 
 
 def _shared_out(count: int, threads: int) -> list[np.ndarray]:
-    """Numbers of `count` paths in parts, as many for each of the threads, or one part for each.
+    """Numbers of `count` paths in parts of ``PATHS_OF_A_CALL`` at most.
 
-    A part is not larger than ``PATHS_OF_A_CALL``.
+    All threads have as many parts, unless there are fewer paths than threads.
     """
     rounds = -(-count // (threads * PATHS_OF_A_CALL))
-    return np.array_split(np.arange(count), min(count, rounds * threads))
+    return np.array_split(np.arange(count, dtype=np.int64), min(count, rounds * threads))
 
 
 def _addresses(arrays: list[np.ndarray], columns: int) -> np.ndarray:
