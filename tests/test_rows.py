@@ -89,7 +89,8 @@ def seen(monkeypatch):
             found.append([torch.from_numpy(one) for one in (hidden, logits, of_s2)])
         return written
 
-    counting = SimpleNamespace(NONE=row_kernels.NONE, product=row_kernels.product, write=write)
+    own = {name: getattr(row_kernels, name) for name in ("LINE", "NONE", "product")}
+    counting = SimpleNamespace(**own, write=write)
     monkeypatch.setattr(rows, "row_kernels", lambda: counting)
     return found
 
@@ -261,7 +262,7 @@ class TestPath:
         assert not own & set(places)
         ends = [place + one.nbytes for place, one in zip(places, arrays, strict=True)]
         gaps = np.array(places[1:]) - ends[:-1]
-        assert ((gaps >= 0) & (gaps < 4 * rows.LINE)).all()
+        assert ((gaps >= 0) & (gaps < 4 * row_kernels.LINE)).all()
 
     def test_greedy_paths_leave_the_generator_alone(self, predictor):
         torch.manual_seed(5)

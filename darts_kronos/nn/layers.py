@@ -106,25 +106,22 @@ class LayerCache:
         """The bars of ``joined`` that are attended to."""
         return slice(self.dropped, self.prefix[0].shape[2] + self.length)
 
-    def reserve(self, paths: int, capacity: int) -> KeysValues:
-        """``path_keys`` and ``path_values``, made with room for `capacity` bars if need be."""
+    def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Add the keys and values, (B, H, S, M, K), of M new bars of each path.
+
+        The first to come makes room for `capacity` bars of each.
+        """
+        B, H, S, M, K = keys.shape
+        before = self.prefix[0].shape[2] if S == 1 else 0
         if self.path_keys is None or self.path_values is None:
-            B, H, T, K = self.prefix[0].shape
-            before = T if paths == 1 else 0
-            self.path_keys = self.prefix[0].new_empty(B, H, paths, before + capacity, K)
+            self.path_keys = self.prefix[0].new_empty(B, H, S, before + capacity, K)
             self.path_values = torch.empty_like(self.path_keys)
-            if paths == 1:
+            if S == 1:
                 self.path_keys[:, :, 0, :before] = self.prefix[0]
                 self.path_values[:, :, 0, :before] = self.prefix[1]
-        return self.path_keys, self.path_values
-
-    def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
-        """Add the keys and values, (B, H, S, M, K), of M new bars of each path."""
-        _, _, S, M, _ = keys.shape
-        path_keys, path_values = self.reserve(S, capacity)
-        start = self.length + (self.prefix[0].shape[2] if S == 1 else 0)
-        path_keys[:, :, :, start : start + M] = keys
-        path_values[:, :, :, start : start + M] = values
+        start = before + self.length
+        self.path_keys[:, :, :, start : start + M] = keys
+        self.path_values[:, :, :, start : start + M] = values
         self.length += M
 
     def restart(self) -> LayerCache:

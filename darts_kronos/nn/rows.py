@@ -33,9 +33,6 @@ BARS_OF_A_CALL = 128
 PATHS_OF_A_CALL = 20
 """Most paths that one thread writes together: their numbers stay in its caches."""
 
-LINE = 16
-"""Numbers in a cache line."""
-
 BYTES_OF_A_CALL = 2**18
 """Bytes that a kernel reads in the time that a call of torch costs."""
 
@@ -124,7 +121,8 @@ class RowPredictor(_Weights):
         NumPy asks Linux for huge pages for an array as large. Weights of many small pages, which
         tensors are, cost a path that reads all of them for each bar a tenth of its time and more.
         """
-        sizes = [-(-one.size // LINE) * LINE for one in self.arrays]
+        line = self.kernels.LINE
+        sizes = [-(-one.size // line) * line for one in self.arrays]
         parts = np.split(np.empty(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
         copies = [
             part[: one.size].reshape(one.shape)
@@ -221,10 +219,9 @@ class RowPredictor(_Weights):
             return self.kernels.write(start, stop, *one[:-1]) == stop
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            over = map if len(given) == 1 else pool.map
             # In between Ctrl-C is heard.
             for start in range(0, n, at_once):
-                if not all(over(partial(write_part, start), given)):
+                if not all(pool.map(partial(write_part, start), given)):
                     raise ValueError(
                         "The predictor's logits are no finite numbers: its weights are spoilt."
                     )
