@@ -6,7 +6,7 @@ C components.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -252,8 +252,14 @@ def sample_paths(
         windows_per_turn = 1
     turns = -(-B // windows_per_turn) * -(-drawn_samples // paths_per_turn)
     rows = min(B, windows_per_turn) * paths_per_turn if n * turns >= PACKED_STEPS else 0
+    # What turns leave goes to its place at once: kept apart it would lie between the memory that
+    # they take and give back, and all of it would be held twice in the end.
+    found = Paths(
+        context.new_empty(drawn_samples, B, n, context.shape[-1]),
+        # They have at most 20 bits.
+        *(context.new_empty(drawn_samples, B, n, dtype=torch.int32) for _ in range(2)),
+    )
     with _ready(tokenizer, predictor, rows, rereads):
-        drawn = []
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
             window = _Window(
@@ -265,15 +271,14 @@ def sample_paths(
                 max_context,
                 sliding,
             )
-            paths = [
-                window.draw(min(paths_per_turn, drawn_samples - done), sampling)
-                for done in range(0, drawn_samples, paths_per_turn)
-            ]
-            drawn.append(_joined(paths, dim=0))
-        whole = _joined(drawn, dim=1)
+            for done in range(0, drawn_samples, paths_per_turn):
+                turn = slice(done, min(done + paths_per_turn, drawn_samples))
+                paths = window.draw(turn.stop - done, sampling)
+                for whole, part in zip(found, paths, strict=True):
+                    whole[turn, chosen] = part
     if sampling.greedy:
-        return Paths(*(one.expand(num_samples, *one.shape[1:]) for one in whole))
-    return whole
+        return Paths(*(one.expand(num_samples, *one.shape[1:]) for one in found))
+    return found
 
 
 def check_sliding(sliding: str) -> None:
@@ -288,11 +293,6 @@ def check_sliding(sliding: str) -> None:
         raise ValueError(
             f"`sliding` must be one of {', '.join(map(repr, SLIDING))}, got {sliding!r}."
         )
-
-
-def _joined(parts: Sequence[Paths], dim: int) -> Paths:
-    """Paths in one, along samples (0) or windows (1)."""
-    return Paths(*(torch.cat(ones, dim=dim) for ones in zip(*parts, strict=True)))
 
 
 class _Window:
@@ -349,9 +349,7 @@ class _Window:
                 hidden = self.predictor.extend(s1[:, :, last], s2[:, :, last], stamps, cache)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(hidden))
             s2[:, :, i] = sampling.draw(self.predictor.s2_logits(hidden, s1[:, :, i], cache))
-        bars = self._decode(s1, s2)
-        # Tokens have at most 20 bits.
-        return Paths(*(one.transpose(0, 1) for one in (bars, s1.int(), s2.int())))
+        return Paths(*(one.transpose(0, 1) for one in (self._decode(s1, s2), s1, s2)))
 
     def _draw_compiled(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> int:
         """Draw the paths' tokens, (B, S, n), by compiled kernels, until the window slides.
