@@ -22,7 +22,7 @@ import numpy as np
 from evaluation import report
 from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
-from evaluation.learned import CONFIGS, SAMPLINGS, Candidate, Fitted, views
+from evaluation.learned import CONFIGS, Candidate, Fitted, views
 from evaluation.measures import POSITIONS, Scores, score
 from evaluation.store import RESULTS, Store
 
@@ -71,14 +71,14 @@ def forecast(
     found = store.get(*key)
     if found is None:
         fitted = Fitted(candidate, pool, seed, most_epochs, keep=True)
-        if candidate.model == "Kronos":
-            fitted.model.set_sampling(**SAMPLINGS[candidate.view])
+        sampling, seconds = fitted.calibrate(STRIDES["val"])
         started = time.perf_counter()
         paths = fitted.paths(getattr(pool, part), STRIDES[part])
         result = {
             # Half of the room, and far more digits than prices have.
             "paths": [one.astype(np.float32) for one in paths],
-            "fit_seconds": fitted.fit_seconds,
+            "sampling": sampling,
+            "fit_seconds": fitted.fit_seconds + seconds,
             "forecast_seconds": time.perf_counter() - started,
             "n_parameters": fitted.n_parameters,
         }

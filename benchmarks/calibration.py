@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py
 
-Each pool's Kronos is trained on its training part. It is measured as it is, and with the sampling
-of the accuracy benchmark, one for all pools. ``model.calibrate`` chooses the temperature on the
+Each pool's Kronos is trained on its training part. It is measured as it is, and with one sampling
+for all pools. ``model.calibrate`` chooses the temperature on the
 pool's validation part, alone or together with whether paths come in pairs. Darts'
 ``ConformalQRModel`` corrects each forecast's quantiles by the errors of the forecasts before it,
 those of the validation part first; ``ConformalNaiveModel`` makes its intervals of the point
@@ -26,7 +26,7 @@ from darts import TimeSeries
 from darts.models import ConformalNaiveModel, ConformalQRModel
 from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
-from evaluation.learned import SAMPLINGS, Candidate, Fitted
+from evaluation.learned import Candidate, Fitted
 from evaluation.measures import CLOSE, interval
 from evaluation.store import RESULTS, Store
 
@@ -109,7 +109,7 @@ def evaluate(pool: Pool, seed: int) -> list[dict[str, Any]]:
         for symbol, val, test in zip(pool.symbols, pool.val, pool.test, strict=True):
             add(way, symbol, measure(conformal(wrapped, val, test), test), float("nan"))
     trained = model.sampling
-    model.set_sampling(**SAMPLINGS["mirrored"])
+    model.set_sampling(temperature=1.1, antithetic=True)
     add_sampled("pairs, temperature 1.1")
     for way, antithetics in {"calibrated": (), "calibrated, pairs too": (False, True)}.items():
         model.set_sampling(**trained)

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from darts_kronos.augmentation import Augmentation
-from darts_kronos.parameters import AUGMENTATION, SAMPLING, check_augmentation, check_sampling
+from darts_kronos.parameters import (
+    AUGMENTATION,
+    SAMPLING,
+    check_augmentation,
+    check_sampling,
+    plain,
+)
 from darts_kronos.pretrained_model import PretrainedTorchModel
 
 
@@ -33,6 +39,7 @@ class AdjustableTorchModel(PretrainedTorchModel):
         ValueError
             If a name is unknown or a value out of range; nothing is changed then.
         """
+        changes = plain(changes)
         check_sampling(self.sampling | changes, self._components)
         self._change("sampling", self.sampling | changes)
         return self
@@ -63,6 +70,7 @@ class AdjustableTorchModel(PretrainedTorchModel):
         ValueError
             If a name is unknown or a value out of range; nothing is changed then.
         """
+        changes = plain(changes)
         check_augmentation(self.augmentation | changes)
         self._change("augmentation", self.augmentation | changes)
         if self.model is not None:

@@ -12,7 +12,7 @@ from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
 from tqdm.auto import tqdm
 
-from darts_kronos.parameters import check_sampling, require_int
+from darts_kronos.parameters import check_sampling, plain, require_int
 from darts_kronos.window_scores import (
     INTERVALS,
     check_lengths,
@@ -94,10 +94,10 @@ def calibrate(
     for name, values in {"temperatures": temperatures, "top_ps": top_ps}.items():
         if not len(values):
             raise ValueError(f"`{name}` must not be empty.")
-    wanted: dict[str, Sequence[Any]] = {
-        "temperature": temperatures,
-        "antithetic": antithetics,
-        "top_p": top_ps,
+    wanted: dict[str, list[Any]] = {
+        "temperature": plain(list(temperatures)),
+        "antithetic": plain(list(antithetics)),
+        "top_p": plain(list(top_ps)),
     }
     # All of them are checked before the first one is tried.
     for name, values in wanted.items():

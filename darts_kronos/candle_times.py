@@ -18,6 +18,10 @@ _EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 1e19
 _FIRST_DATE, _LAST_DATE = 19000101, 22001231
 """Whole numbers between these are dates, such as 20191126."""
 
+_COMPACT = {4: "%Y%m%d%H%M", 6: "%Y%m%d%H%M%S", 9: "%Y%m%d%H%M%S%f"}
+"""Digits after those of the date, and what all say together, as in 201911260935. As numbers since
+1970 these would be milliseconds of 1976, and years after 2570."""
+
 
 def read_timestamps(
     df: pd.DataFrame, time_format: str | None = None, timezone: str | None = None
@@ -28,7 +32,8 @@ def read_timestamps(
     ----------
     df
         Timestamps in a column named in ``TIME_COLUMNS`` (a date and a time column are joined), or
-        in the index: datetimes, text, whole dates such as 20191126, or seconds, milli-, micro- or
+        in the index: datetimes, text, whole dates such as 20191126, with the time of the day behind
+        them in 201911260935, 20191126093500 or 20191126093500000, or seconds, milli-, micro- or
         nanoseconds since 1970, which are UTC.
     time_format
         Format of text, as of ``pandas.to_datetime``; None finds it.
@@ -154,6 +159,16 @@ def _from_numbers(numbers: pd.Series) -> pd.DatetimeIndex:
         return pd.DatetimeIndex(
             pd.to_datetime(numbers.astype("Int64").astype(str), format="%Y%m%d")
         )
+    for digits, form in _COMPACT.items():
+        scale = 10**digits
+        if _FIRST_DATE * scale <= least and most < (_LAST_DATE + 1) * scale:
+            text = numbers.astype("Int64").astype(str)
+            times = pd.to_datetime(text, format=form, errors="coerce")
+            wrong = times.isna() & numbers.notna()
+            if not wrong.any():
+                return pd.DatetimeIndex(times)
+            if wrong.mean() < 0.5:
+                raise ValueError(f"{text[wrong].iloc[0]} is no date and time, as others are.")
     unit: Any
     for start, end, unit in _EPOCHS:
         if start <= least and most < end:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
+from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
 from darts_kronos.storage import make_folder, replacing
@@ -29,6 +30,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     # Darts sets these; the type checker cannot see it.
     trainer: pl.Trainer | None
     trainer_params: dict[str, Any]
+    _fit_called: bool
 
     @property
     def extreme_lags(self) -> tuple[int | None, ...]:
@@ -75,6 +77,17 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             return super()._setup_for_predict(*args, **kwargs)
         finally:
             self.trainer_params = given
+
+    def predict_from_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """Forecast as Darts does; `predict` and backtests come here, too.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After Ctrl-C. Lightning itself would exit from Python.
+        """
+        with interruptible():
+            return super().predict_from_dataset(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle keeps: the networks too, which `save` writes to a file of their own."""

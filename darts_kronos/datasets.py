@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -17,6 +18,7 @@ from darts.utils.data import (
 from darts.utils.data.torch_datasets.utils import TorchTrainingSample
 
 from darts_kronos.components import PRICES, canonical, has_prices, network_order, positions
+from darts_kronos.representation import CONSTANT, WINDOW_EPS
 from darts_kronos.trading_calendar import has_timestamps, stamp_series, timestamps
 
 MIN_RETURNS_CONTEXT = 3
@@ -278,6 +280,10 @@ def sequential_inference_dataset(dataset: TorchInferenceDataset) -> SequentialTo
     return dataset
 
 
+SMALL = 10
+"""Deviations below so many of ``WINDOW_EPS`` are distorted by it, by a tenth and more."""
+
+
 def chunk_length(bounds: tuple[int, int]) -> int | tuple[int, int]:
     """Bars of context as Darts takes them: a number, where least and most are the same."""
     return bounds[0] if bounds[0] == bounds[1] else bounds
@@ -327,6 +333,28 @@ def learn_series(
             "darts_kronos.candles, give all a DatetimeIndex, or none."
         )
     return components, representation, all(timed)
+
+
+def warn_of_small_values(series: Sequence[TimeSeries], context: int) -> None:
+    """Warn of components that "window" cannot tell from constants: it has a least deviation."""
+    for i, one in enumerate(series):
+        values = one.all_values(copy=False)[:, :, 0].astype(np.float64)
+        blocks = [values[k : k + context] for k in range(0, len(values) - context + 1, context)]
+        typical = np.median([block.std(axis=0) for block in blocks or [values]], axis=0)
+        varies = typical > CONSTANT * np.abs(values).max(axis=0)
+        small = varies & (typical < SMALL * WINDOW_EPS)
+        if small.any():
+            names = ", ".join(one.components[small])
+            factor = 10 ** int(np.ceil(np.log10(1 / typical[small].min())))
+            warnings.warn(
+                f"Series {i}: within {context} bars {names} vary by about "
+                f"{typical[small].min():.1g}, to which the representation 'window' adds "
+                f"{WINDOW_EPS:.0e}, as released: forecasts would be too wide. Multiply them, for "
+                f"instance by {factor:,}.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def _prices_are_positive(series: Sequence[TimeSeries]) -> bool:

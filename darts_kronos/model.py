@@ -32,6 +32,7 @@ from darts_kronos.datasets import (
     learn_series,
     sequential_inference_dataset,
     sequential_training_dataset,
+    warn_of_small_values,
 )
 from darts_kronos.module import KronosModule
 from darts_kronos.nn.config import as_dict
@@ -42,6 +43,7 @@ from darts_kronos.parameters import (
     check_sampling,
     context_bounds,
     networks,
+    plain,
     predictor_epochs,
     with_defaults,
 )
@@ -243,10 +245,12 @@ class KronosModel(AdjustableTorchModel):
         lora: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
+        # Darts keeps what it finds here.
+        self.model_params.update({k: plain(v) for k, v in self.model_params.items()})
         check_parameters(self.model_params)
         self._pretrained = self._find_pretrained()
         params = with_defaults(self.model_params)
-        self._context_bounds = context_bounds(input_chunk_length)
+        self._context_bounds = context_bounds(params["input_chunk_length"])
         at_most = {**params, "input_chunk_length": self._context_bounds[1]}
         super().__init__(**self._extract_torch_model_params(**at_most))
         self.pl_module_params = self._extract_pl_module_params(**at_most)
@@ -419,6 +423,8 @@ class KronosModel(AdjustableTorchModel):
             )
             check_sampling(self.sampling, self._components)
             self._fit_to_pretrained(series)
+            if self._representation == "window":
+                warn_of_small_values(series, self._context_bounds[1])
 
     @property
     def _window_rules(self) -> WindowRules:

@@ -257,7 +257,7 @@ class KronosModule(PLForecastingModule):
             paths = paths.quantile(wanted, dim=0).movedim(0, -1).flatten(-2).unsqueeze(0)
         elif point:
             mean = self.point_forecast == "mean"
-            paths = (paths.mean(dim=0) if mean else paths.median(dim=0).values).unsqueeze(0)
+            paths = (paths.mean(dim=0) if mean else paths.quantile(0.5, dim=0)).unsqueeze(0)
         if self.last_bar_only:
             # A copy, so that the other bars are let go of.
             paths = paths[:, :, -1:].clone()

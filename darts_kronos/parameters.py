@@ -79,6 +79,20 @@ TRAINING_ONLY = (
 """Parameters in which saved weights and the model that takes them may differ."""
 
 
+def plain(value: Any) -> Any:
+    """`value` with Python's own numbers for NumPy's, in dicts, lists and tuples too.
+
+    A saved model may hold no others: a loader that runs no code in its file refuses them.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: plain(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(one) for one in value)
+    return value
+
+
 def check_parameters(params: Mapping[str, Any]) -> None:
     """Check a model's parameters, before Darts sees them.
 

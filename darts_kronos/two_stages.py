@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.finetuning import trainable
 from darts_kronos.hub import names_weights
+from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
 from darts_kronos.storage import UNREADABLE, held, saying_what_was_not_written
@@ -50,25 +49,6 @@ STAGES = ("tokenizer", "predictor")
 
 TOKENIZER_CHECKPOINTS = "checkpoints_tokenizer"
 """Folder of the tokenizer stage's checkpoints, beside Darts' ``checkpoints``."""
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C in a Lightning trainer raise KeyboardInterrupt, and leave signals as they were.
-
-    Lightning itself would exit from Python, and let it ignore any further Ctrl-C.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if in_main else None
-    try:
-        yield
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
 
 
 class TwoStageTorchModel(StampedTorchModel):
@@ -148,6 +128,25 @@ class TwoStageTorchModel(StampedTorchModel):
                 f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
                 f"windows, a batch {datamodule.batch_size}."
             )
+        known = len(self._history)
+        try:
+            with interruptible():
+                self._train_stages(trainer, model, datamodule, load_best)
+        except BaseException:
+            if self.model is None:
+                self._fit_called = False
+                if self._tokenizer_ckpt_path is None:
+                    # Nothing is left that a further `fit` goes on from.
+                    del self._history[known:]
+            raise
+
+    def _train_stages(
+        self,
+        trainer: pl.Trainer,
+        model: KronosModule,
+        datamodule: TorchDataModule,
+        load_best: bool,
+    ) -> None:
         trained = self._stages_due(model, trainer)
         if not trained:
             self._take_as_it_is(model, trainer)

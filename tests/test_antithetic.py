@@ -44,6 +44,15 @@ def test_no_direction_is_forecast_and_candles_stay_valid(fitted):
     assert (low > 0).all()
 
 
+def test_the_median_of_pairs_is_the_last_close(fitted):
+    before = fitted.sampling
+    fitted.set_sampling(antithetic=True, point_forecast="median", num_point_samples=100)
+    last = fitted.training_series["close"].last_value()
+    close = fitted.predict(**OPTIONS)["close"].values() / last
+    fitted.set_sampling(**before)
+    np.testing.assert_allclose(close, 1.0, rtol=1e-3)
+
+
 def test_an_odd_number_and_a_single_path_are_possible(fitted):
     odd, _ = drawn(fitted, True, 5)
     assert odd.shape[-1] == 5

@@ -131,6 +131,9 @@ TIMES = pd.DatetimeIndex(["2019-11-26 09:35", "2019-11-26 09:40", "2019-11-27 13
         ((TIMES.as_unit("us").asi8).tolist(), "UTC"),
         ([str(second) for second in TIMES.as_unit("s").asi8], "UTC"),
         (list(TIMES.to_pydatetime()), None),
+        ([201911260935, 201911260940, 201911271305], None),
+        (["20191126093500", "20191126094000", "20191127130500"], None),
+        ([20191126093500000, 20191126094000000, 20191127130500000], None),
     ],
 )
 def test_timestamps_are_read_in_many_forms(frame, raw, zone):

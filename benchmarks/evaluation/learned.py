@@ -91,13 +91,6 @@ HOW_TO_FIT = ("pretrained", "load_best")
 """Values in a configuration of Kronos that are no parameters of the model: whether it starts from
 simulated candles, and keeps its best epoch."""
 
-SAMPLINGS: dict[str, dict[str, Any]] = {
-    "mirrored": {"temperature": 1.1, "antithetic": True},
-    "as seen": {"temperature": 1.1},
-}
-"""How Kronos draws its paths in each view, on all pools; found on their validation parts. What has
-learned no direction forecasts none."""
-
 
 def views(model: str) -> list[str]:
     """How a model may see bars."""
@@ -154,6 +147,7 @@ class Fitted:
             self.model = fit()
             seconds = time.perf_counter() - started
         self.fit_seconds = before + seconds
+        self.val = pool.val
 
     @property
     def n_parameters(self) -> int | None:
@@ -162,6 +156,25 @@ class Fitted:
         if not isinstance(module, torch.nn.Module):
             return None
         return sum(parameter.numel() for parameter in module.parameters())
+
+    def calibrate(self, stride: int) -> tuple[str, float]:
+        """Choose how Kronos draws its paths, by CRPS on the validation part.
+
+        Returns
+        -------
+        tuple
+            What was chosen, in words, and the seconds it took; of other models "" and 0: how they
+            draw is a part of what they have learned.
+        """
+        if self.candidate.model != "Kronos":
+            return "", 0.0
+        started = time.perf_counter()
+        self.model.calibrate(self.val, antithetics=(False, True), stride=stride, verbose=False)
+        chosen = self.model.sampling
+        words = [f"temperature {chosen['temperature']}"]
+        words += ["in pairs"] if chosen["antithetic"] else []
+        words += [f"top_p {chosen['top_p']}"] if chosen["top_p"] is not None else []
+        return ", ".join(words), time.perf_counter() - started
 
     def _priced(self, series: TimeSeries) -> TimeSeries:
         return series[PRICES] if self.whole else series["close"]

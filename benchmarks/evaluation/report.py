@@ -282,6 +282,9 @@ def _costs(results: Results) -> pd.DataFrame:
             "pool": pool,
             "model": name,
             "chosen": found[0]["candidate"],
+            "sampling of each seed": "; ".join(
+                filter(None, (one.get("sampling") for one in found))
+            ),
             "fit s": np.mean([one["fit_seconds"] for one in found]),
             "forecast s": np.mean([one["forecast_seconds"] for one in found]),
             "parameters": found[0]["n_parameters"],
