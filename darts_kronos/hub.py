@@ -156,7 +156,14 @@ def locate(params: Mapping[str, Any]) -> Located:
     root = None if given is None else _existing("local_dir", given)
     own_tokenizer: Path | None = None
     settings: Path | None = None
-    if root is not None and (root / PREDICTOR_FOLDER / CONFIG_FILE).is_file():
+    if name is not None and root is not None and (root / SETTINGS_FILE).is_file():
+        # A whole model, of which a download that was cut off may have left a part.
+        revision, settings = params.get("hub_model_revision"), root
+        with asking(name, revision):
+            predictor = _download(name, revision, f"{PREDICTOR_FOLDER}/", root)
+            if not any(params.get(one) for one in TOKENIZER_SOURCES):
+                own_tokenizer = _download(name, revision, f"{TOKENIZER_FOLDER}/", root)
+    elif root is not None and (root / PREDICTOR_FOLDER / CONFIG_FILE).is_file():
         predictor = root / PREDICTOR_FOLDER
         settings = root if (root / SETTINGS_FILE).is_file() else None
     elif root is not None and (root / CONFIG_FILE).is_file():
@@ -230,11 +237,12 @@ def _fetch_model(
             if name in TOKENIZER_OF or not _may_hold_a_whole_model(name, revision, missing):
                 raise
             try:
+                # First, so that what a cut-off download leaves is known to be a part.
+                settings = _Repository(name, revision, root).file(SETTINGS_FILE).parent
                 predictor = _download(name, revision, f"{PREDICTOR_FOLDER}/", root)
             except errors.EntryNotFoundError:
                 raise missing from None
             tokenizer = _download(name, revision, f"{TOKENIZER_FOLDER}/", root)
-            settings = _Repository(name, revision, root).file(SETTINGS_FILE).parent
             return predictor, tokenizer, settings
 
 

@@ -15,7 +15,7 @@ from darts.utils.callbacks import PyTorchLightningPruningCallback
 from darts.utils.ts_utils import series2seq
 
 from darts_kronos.model import KronosModel
-from darts_kronos.parameters import require_int
+from darts_kronos.parameters import plain, require_int
 from darts_kronos.search_space import (
     TOP_KS,
     decides_tokens,
@@ -142,7 +142,7 @@ class _TrainingObjective:
 
     def _run(self, trial: optuna.Trial) -> float:
         suggested = self.suggest(trial)
-        merged = with_fixed(suggested, self.fixed)
+        merged = plain(with_fixed(suggested, self.fixed))
         kept = {name: value for name, value in merged.items() if is_plain(value)}
         trial.set_user_attr(PARAMETERS, kept)
         trial.set_user_attr(LEFT_OUT, sorted(set(merged) - set(kept)))

@@ -56,7 +56,7 @@ def plot_forecast(
     Parameters
     ----------
     history
-        Bars before the forecast, with open, high, low and close.
+        Bars before the forecast, with open, high, low and close; later ones are left out.
     forecast
         Sample paths of the bars after it.
     actual
@@ -74,10 +74,11 @@ def plot_forecast(
     Raises
     ------
     ValueError
-        If a series lacks one of the four prices.
+        If a series lacks one of the four prices, or the forecast begins before the history.
     """
     from matplotlib.figure import Figure
 
+    history = _before(history, forecast)
     known = _candles(history, "history")
     samples = forecast.all_values(copy=False)
     names = [canonical(name) for name in forecast.components]
@@ -256,6 +257,18 @@ def plot_training(history: pd.DataFrame | KronosModel, title: str | None = None)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _before(history: TimeSeries, forecast: TimeSeries) -> TimeSeries:
+    """The bars before the forecast; indexes of different kinds are not compared."""
+    start = forecast.start_time()
+    if type(start) is not type(history.start_time()) or start > history.end_time():
+        return history
+    if start <= history.start_time():
+        raise ValueError(
+            f"The forecast, from {start}, begins before the history, from {history.start_time()}."
+        )
+    return history.drop_after(start)
 
 
 def _candles(series: TimeSeries, what: str, values: np.ndarray | None = None) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from hashlib import blake2b
 from numbers import Real
 from pathlib import Path
@@ -24,7 +25,6 @@ from darts.logging import get_logger
 from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
@@ -43,7 +43,7 @@ from darts_kronos.objectives import (
     sampling_objective,
     val_loss_objective,
 )
-from darts_kronos.parameters import require_int
+from darts_kronos.parameters import plain, require_int
 from darts_kronos.search_space import (
     default_point,
     sampling_point,
@@ -77,6 +77,9 @@ STORAGE = "darts_kronos_tuning"
 OBJECTIVES = ("crps", "val_loss")
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+INTERRUPTED = "interrupted"
+"""Noted at a trial that Ctrl-C ended."""
 
 _SETTINGS = "darts_kronos"
 """What a study keeps: what its values are comparable for."""
@@ -195,6 +198,7 @@ def tune(
         require_int(name, value, 1, or_none=name == "stride")
     if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"`timeout` must be a number of seconds > 0 or None, got {timeout!r}.")
+    fixed = plain(fixed)
     _check_series(train, val, component, suggest, fixed, backtested=objective == "crps")
     if pruner is None:
         by_loss = objective == "val_loss"
@@ -225,7 +229,10 @@ def tune(
         direction=direction,
         load_if_exists=True,
     )
-    measured = (component, stride, num_samples, getattr(metric, "__qualname__", repr(metric)))
+    if study.trials:
+        # A sampler with a seed would propose what it proposed before, or does in another worker.
+        study.sampler.reseed_rng()
+    measured = (component, stride, num_samples, _called(metric))
     _check_settings(
         study,
         {
@@ -240,9 +247,10 @@ def tune(
             "val": _digest(val),
         },
     )
-    if not study.trials and suggest is None:
-        study.enqueue_trial(default_point(fixed), skip_if_exists=True)
-    left = n_trials - len(study.get_trials(deepcopy=False, states=FINISHED))
+    if suggest is None and all(INTERRUPTED in trial.user_attrs for trial in study.trials):
+        # Of several workers that begin a study one asks for it.
+        study.enqueue_trial(default_point(fixed), skip_if_exists=not study.trials)
+    left = n_trials - _n_finished(study)
     if left <= 0:
         logger.info(f"The study has its {n_trials} trials.")
         return study
@@ -256,19 +264,43 @@ def tune(
             wrong.append(error)
             study.stop()
             raise
+        except KeyboardInterrupt:
+            # Optuna keeps it as one that failed; it is tried again.
+            trial.set_user_attr(INTERRUPTED, True)
+            raise
+
+    def stop_at_last(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if _n_finished(study) >= n_trials:
+            study.stop()
 
     study.optimize(
         stopping,
         n_trials=left,
         timeout=timeout,
         catch=(Exception,),
-        callbacks=[*callbacks, MaxTrialsCallback(n_trials, states=FINISHED)],
+        callbacks=[*callbacks, stop_at_last],
         gc_after_trial=True,
         show_progress_bar=show_progress,
     )
     if wrong:
         raise wrong[0]
     return study
+
+
+def _n_finished(study: optuna.Study) -> int:
+    """Trials that have ended, but for those that Ctrl-C ended."""
+    ended = study.get_trials(deepcopy=False, states=FINISHED)
+    return sum(INTERRUPTED not in trial.user_attrs for trial in ended)
+
+
+def _called(metric: Any) -> str:
+    """A name of a metric that is the same in every process."""
+    if isinstance(metric, partial):
+        given = [*map(repr, metric.args), *(f"{k}={v!r}" for k, v in metric.keywords.items())]
+        return f"{_called(metric.func)}({', '.join(given)})"
+    if metric is None:
+        return repr(metric)
+    return str(getattr(metric, "__qualname__", type(metric).__qualname__))
 
 
 def best_parameters(study: optuna.Study, **changes: Any) -> dict[str, Any]:

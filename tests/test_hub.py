@@ -141,6 +141,32 @@ class TestGivingBack:
         ):
             assert part in card
 
+    @pytest.mark.parametrize("lost", range(1, 5))
+    def test_a_download_that_was_cut_off_is_completed(self, hub, tmp_path, monkeypatch, lost):
+        tiny_model(clip=4.0).fit(candles(60)).push_to_hub("me/mine")
+        whole = dict(hub.repositories["me/mine"])
+        fetched = []
+        file = hub_module._Repository.file
+
+        def cut_off(self, name):
+            found = file(self, name)
+            fetched.append(name)
+            if len(fetched) == lost:
+                raise ConnectionError("the line is gone")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hub_module._Repository, "file", cut_off)
+            with pytest.raises((ConnectionError, hub_module.HubUnreachableError)):
+                of_hub("me/mine", local_dir=tmp_path)
+        assert fetched[0] == hub_module.SETTINGS_FILE
+        again = of_hub("me/mine", local_dir=tmp_path).fit(candles(24))
+        assert again.representation == "returns" and again.model.representation.clip == 4.0
+        here = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+        assert {name for name in whole if name != "README.md" and "." in name[1:]} <= here
+        hub.down = True
+        of_hub("me/mine", local_dir=tmp_path)
+
     def test_a_card_names_what_the_model_came_from(self, hub):
         of_hub().fit(candles(24)).push_to_hub("me/mine", licence="apache-2.0")
         card = hub.repositories["me/mine"]["README.md"].decode()

@@ -34,6 +34,15 @@ def test_the_figure_shows_history_fan_and_what_came(drawn, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_bars_of_the_history_from_the_forecast_on_are_left_out(drawn):
+    series, forecast = drawn
+    whole, short = (plotting.plot_forecast(one, forecast) for one in (series, series[:60]))
+    for one, other in zip(whole.axes, short.axes, strict=True):
+        assert one.get_xlim() == other.get_xlim() and one.get_ylim() == other.get_ylim()
+    with pytest.raises(ValueError, match="begins before the history"):
+        plotting.plot_forecast(series[60:], forecast)
+
+
 def test_without_volume_there_is_one_pane(drawn):
     series, forecast = drawn
     prices = ["open", "high", "low", "close"]

@@ -8,7 +8,9 @@ from factories import candles, tiny_model
 
 def test_what_window_cannot_tell_from_constants_is_warned_of():
     small = candles(80)["close"] * 1e-6
-    with pytest.warns(UserWarning, match=r"Series 0: within 24 bars close vary by about 2e-06.*by 1,000,000"):
+    with pytest.warns(
+        UserWarning, match=r"Series 0: within 24 bars close vary by about 2e-06.*by 1,000,000"
+    ):
         tiny_model().fit(small)
 
 

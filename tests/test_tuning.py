@@ -1,5 +1,6 @@
 import multiprocessing
 import sys
+from functools import partial
 
 import numpy as np
 import optuna
@@ -271,6 +272,45 @@ class TestTune:
         model = tuning.best_model(study, TRAIN, fit_kwargs={"verbose": False}, n_epochs=2)
         assert model.sampling["temperature"] == study.best_params["temperature"]
         assert (model.training_history["stage"] == "predictor").sum() == 2
+
+    def test_a_seed_does_not_repeat_trials_in_a_study_that_goes_on(self, tmp_path):
+        def suggest(trial):
+            return {"temperature": trial.suggest_float("temperature", 0.5, 1.5)}
+
+        options = {"storage": tmp_path, "suggest": suggest, **QUICK, **FIXED}
+        for n_trials in (2, 4):
+            study = tuning.tune(
+                TRAIN, VAL, n_trials=n_trials, sampler=optuna.samplers.TPESampler(seed=0), **options
+            )
+        assert len({trial.params["temperature"] for trial in study.trials}) == 4
+
+    def test_a_trial_that_ctrl_c_ended_is_made_again(self, tmp_path, monkeypatch):
+        options = {"storage": tmp_path, **QUICK, **FIXED}
+
+        def interrupted(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(KronosModel, "fit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                tuning.tune(TRAIN, VAL, n_trials=1, **options)
+        study = tuning.tune(TRAIN, VAL, n_trials=1, **options)
+        states = [trial.state for trial in study.trials]
+        assert states == [TrialState.FAIL, TrialState.COMPLETE]
+        # The default model is the first to be tried, still.
+        assert study.trials[1].system_attrs["fixed_params"] == default_point(FIXED)
+        assert len(tuning.tune(TRAIN, VAL, n_trials=1, **options).trials) == 2
+
+    def test_a_metric_has_the_same_name_in_every_process(self):
+        assert tuning._called(partial(mae, n_jobs=1)) == "mae(n_jobs=1)"
+        assert tuning._called(partial(partial(mae, n_jobs=1), verbose=False)) == (
+            "mae(n_jobs=1, verbose=False)"
+        )
+
+    def test_numbers_of_numpy_are_kept(self, tmp_path):
+        numbers = {"input_chunk_length": np.int64(24), "clip": np.float64(4.0)}
+        study = tuning.tune(TRAIN, VAL, n_trials=1, storage=tmp_path, **QUICK, **FIXED | numbers)
+        assert tuning.best_parameters(study)["input_chunk_length"] == 24
 
     def test_with_other_candles_or_settings_it_does_not_go_on(self, tmp_path):
         options = {"n_trials": 1, "storage": tmp_path / "s.log", **QUICK}

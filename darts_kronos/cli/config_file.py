@@ -6,6 +6,7 @@ Every complaint names the line that it is about, and for an unknown name the nea
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,9 @@ def resolved(paths: ModelPaths, stem: str) -> ModelPaths:
     """
     name = paths.exp_name or stem
     given = {
-        key: value.replace("{exp_name}", name) if isinstance(value, str) else value
+        key: os.path.expanduser(value.replace("{exp_name}", name))
+        if isinstance(value, str)
+        else value
         for key, value in paths.model_dump().items()
     }
     base = given["base_path"] or BASE_PATH
@@ -226,6 +229,12 @@ def _note(node: yaml.MappingNode, above: tuple[str, ...], path: Path, where: Whe
 
 
 def _value(text: str, name: str) -> Any:
+    """What the command line gives for a key: text for one of text alone, else YAML."""
+    section, key = name.split(".")
+    known = sections()[section].model_fields.get(key) if section in sections() else None
+    is_text = known is not None and known.annotation in (str, str | None)
+    if (is_text or key == "data_path") and text[:1] not in ("[", "{"):
+        return None if text in ("null", "~") else text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

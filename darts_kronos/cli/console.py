@@ -94,7 +94,8 @@ def speaking() -> Iterator[None]:
             _handled("pytorch_lightning", quiet, logging.WARNING),
             _handled("lightning_fabric", quiet, logging.WARNING),
             _handled("darts_kronos", quiet),
-            _handled("optuna", quiet, logging.WARNING),
+            # Of a trial that fails, tuning prints a line of its own.
+            _handled("optuna", quiet, logging.ERROR),
         ):
             yield
 

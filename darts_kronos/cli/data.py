@@ -33,9 +33,9 @@ def read(data: Data) -> list[TimeSeries]:
     UsageError
         If there is no file, or one cannot be read as candles; the message names it.
     """
-    files = find_files([data.data_path] if isinstance(data.data_path, str) else data.data_path)
+    files = files_of(data)
     series = []
-    for file in files:
+    for file, name in zip(files, _names(files), strict=True):
         for one in read_file(
             file,
             calendar=data.calendar,
@@ -46,9 +46,25 @@ def read(data: Data) -> list[TimeSeries]:
         ):
             metadata = one.metadata or {}
             if len(files) > 1 and SYMBOL not in metadata:
-                one = one.with_metadata({**metadata, SYMBOL: file.stem})
+                one = one.with_metadata({**metadata, SYMBOL: name})
             series.append(one)
     return series
+
+
+def files_of(data: Data) -> list[Path]:
+    """The files of a config's candles; see :func:`find_files`."""
+    return find_files([data.data_path] if isinstance(data.data_path, str) else data.data_path)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name for each file: its own without the ending, or its path where several have that."""
+    names = [file.stem for file in files]
+    if len(set(names)) == len(names):
+        return names
+    parent = os.path.commonpath([file.absolute().parent for file in files])
+    paths = [file.absolute().relative_to(parent) for file in files]
+    names = [path.with_suffix("").as_posix() for path in paths]
+    return names if len(set(names)) == len(names) else [path.as_posix() for path in paths]
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
@@ -60,7 +76,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         If one of them stands for none.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):
         if os.path.isdir(path):
             here = [one for one in sorted(Path(path).iterdir()) if one.suffix.lower() in ENDINGS]
             if not here:

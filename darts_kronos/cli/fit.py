@@ -11,7 +11,7 @@ import pandas as pd
 from darts_kronos.cli import plan as planning
 from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.console import logged_to, say, warn
-from darts_kronos.cli.data import Parts, fingerprint, read, span, split
+from darts_kronos.cli.data import Parts, files_of, fingerprint, read, span, split
 from darts_kronos.cli.errors import CommandError, RunError
 from darts_kronos.cli.files import write_json, written
 from darts_kronos.cli.keys import Config
@@ -58,7 +58,14 @@ def fit(file: ConfigFile, force: bool = False) -> None:
         decision = run.decide(config, sha256, force) if first else hear()
         if first:
             if decision in ("new", "predictor"):
-                run.clear(config, sources(config).read, only_predictor=decision == "predictor")
+                # A run's own config may be given again, and is written anew.
+                own = [] if run.known is not None else [file.path]
+                run.clear(
+                    config,
+                    sources(config).read,
+                    only_predictor=decision == "predictor",
+                    inputs=[*own, *files_of(config.data)],
+                )
                 about = {
                     "name": config.experiment.name,
                     "description": config.experiment.description,

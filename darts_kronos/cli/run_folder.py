@@ -147,6 +147,12 @@ class RunFolder:
         }
 
     def _check_free(self, config: Config) -> None:
+        for path in (*self.outputs, self.log):
+            if path.exists() and path not in self._trained(config):
+                raise UsageError(
+                    f"{path}: is here, but no run that wrote it: a run would remove it. Say "
+                    "another model_paths.base_save_path or exp_name, or --force to write over it."
+                )
         for folder, is_written in self._trained(config).items():
             if is_written and folder.is_dir() and any(folder.iterdir()):
                 raise UsageError(
@@ -177,7 +183,13 @@ class RunFolder:
                 ]
         return differing
 
-    def clear(self, config: Config, sources: Iterable[str], only_predictor: bool = False) -> None:
+    def clear(
+        self,
+        config: Config,
+        sources: Iterable[str],
+        only_predictor: bool = False,
+        inputs: Iterable[Path] = (),
+    ) -> None:
         """Remove what a training writes, and nothing else; or what its second stage writes.
 
         Parameters
@@ -188,12 +200,14 @@ class RunFolder:
             Folders of the weights that it starts from; they stay.
         only_predictor
             Whether what the first stage wrote stays too.
+        inputs
+            Files that the training reads.
 
         Raises
         ------
         UsageError
-            If the training would write over the weights that it starts from, or another is at
-            work here.
+            If the training would write over the weights that it starts from or a file that it
+            reads, or another is at work here.
         """
         kept = {self.tokenizer, self.log, self.epochs} if only_predictor else set()
         read = [Path(source).expanduser().resolve() for source in sources]
@@ -206,10 +220,17 @@ class RunFolder:
                     "Say another model_paths.exp_name, or copy them to another folder first."
                 )
             kept.add(folder)
+        removed = {*self.outputs, self.log} - kept
+        for file in inputs:
+            if any(file.resolve().is_relative_to(path.resolve()) for path in removed):
+                raise UsageError(
+                    f"{file}: this run would read the file and then remove it. Say another "
+                    "model_paths.base_save_path or exp_name, or move it elsewhere."
+                )
         training = self.path / self.training
         try:
             with held(str(training), "The run") if training.is_dir() else nullcontext():
-                for path in {*self.outputs, self.log} - kept:
+                for path in removed:
                     if path.is_dir():
                         shutil.rmtree(path)
                     else:

@@ -135,7 +135,10 @@ def _tuned(file: ConfigFile, best: Mapping[str, Any]) -> dict[str, Any]:
     """The config's own keys, and what was found for the others."""
     tree: dict[str, Any] = {name: dict(keys) for name, keys in file.given.items()}
     name = file.config.model_paths.exp_name
-    tree.setdefault("model_paths", {})["exp_name"] = f"{name}-tuned"
+    paths = tree.setdefault("model_paths", {})
+    paths["exp_name"] = f"{name}-tuned"
+    if "{exp_name}" not in (folder := paths.get("base_save_path") or "{exp_name}"):
+        paths["base_save_path"] = f"{folder.rstrip('/')}-tuned"
     for section, names in (("model", MODEL_KEYS), ("sampling", SAMPLING)):
         found = {key: best[key] for key in names if key in best}
         tree[section] = {**tree.get(section, {}), **found}
