@@ -70,6 +70,22 @@ def test_text_on_the_command_line_is_text(folder):
     assert several.data.data_path == ["a.csv", "b.csv"]
 
 
+def test_what_cannot_be_written_is_refused_before_paths_are_drawn(folder):
+    config = write_config(folder)
+    for words, message in (
+        (("--plot", "p.foo"), "p.foo: the ending must be of"),
+        (("--plot", "p"), "p: the ending must be of"),
+        (("--quantiles", "0.5", "0.5"), "--quantiles must differ"),
+    ):
+        done = kronos("forecast", config, *words)
+        assert done.code == 2 and message in done.err, done.err
+
+
+def test_init_takes_no_keys_of_a_config(folder):
+    done = kronos("init", folder / "candles.csv", "--data.sort", "true")
+    assert done.code == 2 and "--data.sort is a key of configs" in done.err
+
+
 def test_files_of_one_name_are_told_apart(folder):
     for seed, name in enumerate("AB"):
         (folder / name).mkdir()

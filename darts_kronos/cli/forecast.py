@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from darts import TimeSeries
+from matplotlib.backend_bases import FigureCanvasBase
 
 from darts_kronos import candles
 from darts_kronos.cli.config_file import ConfigFile
@@ -71,6 +72,12 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} must be at least 1, got {value}.")
     if not all(0 <= q <= 1 for q in arguments.quantiles):
         raise UsageError(f"--quantiles must lie in [0, 1], got {list(arguments.quantiles)}.")
+    if len(set(arguments.quantiles)) < len(arguments.quantiles):
+        raise UsageError(f"--quantiles must differ, got {list(arguments.quantiles)}.")
+    if arguments.plot:
+        known = sorted(FigureCanvasBase.filetypes)
+        if Path(arguments.plot).suffix.lower().lstrip(".") not in known:
+            raise UsageError(f"--plot: {arguments.plot}: the ending must be of {', '.join(known)}.")
     model = load(file)
     series = read(data)
     for one in series:

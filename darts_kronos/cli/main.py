@@ -36,8 +36,11 @@ class _Parser(argparse.ArgumentParser):
         """Print how the command is used and what is wrong, and exit with code 2."""
         unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         if unknown.startswith("--") and "." in unknown:
-            nearest = nearest_option(unknown.split("=")[0])
-            message = f"{unknown.split('=')[0]} is not a known option; did you mean {nearest}?"
+            option = unknown.split("=")[0]
+            nearest = nearest_option(option)
+            message = f"{option} is not a known option; did you mean {nearest}?"
+            if nearest == option:
+                message = f"{option} is a key of configs, and this command takes none."
         super().error(message)
 
 
