@@ -156,7 +156,10 @@ def locate(params: Mapping[str, Any]) -> Located:
     root = None if given is None else _existing("local_dir", given)
     own_tokenizer: Path | None = None
     settings: Path | None = None
-    if name is not None and root is not None and (root / SETTINGS_FILE).is_file():
+    whole = (
+        root is not None and (root / SETTINGS_FILE).is_file() and not (root / CONFIG_FILE).is_file()
+    )
+    if name is not None and root is not None and whole:
         # A whole model, of which a download that was cut off may have left a part.
         revision, settings = params.get("hub_model_revision"), root
         with asking(name, revision):

@@ -167,6 +167,14 @@ class TestGivingBack:
         hub.down = True
         of_hub("me/mine", local_dir=tmp_path)
 
+    def test_a_predictor_with_settings_beside_it_is_no_part_of_a_whole_model(self, hub, tmp_path):
+        tiny_model(clip=4.0).fit(candles(60)).save_pretrained(tmp_path / "whole")
+        root = tmp_path / "whole" / "predictor"
+        shutil.copy(tmp_path / "whole" / hub_module.SETTINGS_FILE, root)
+        given = {"local_dir": root, "tokenizer_local_dir": tmp_path / "whole"}
+        model = of_hub("me/mine", **given).fit(candles(24))
+        assert model.model.representation.clip == 4.0
+
     def test_a_card_names_what_the_model_came_from(self, hub):
         of_hub().fit(candles(24)).push_to_hub("me/mine", licence="apache-2.0")
         card = hub.repositories["me/mine"]["README.md"].decode()

@@ -81,6 +81,14 @@ def test_what_cannot_be_written_is_refused_before_paths_are_drawn(folder):
         assert done.code == 2 and message in done.err, done.err
 
 
+def test_a_study_of_other_settings_names_the_key_of_another(folder):
+    config = write_config(folder, training={"epochs": 1})
+    words = ("tune", config, "--trials", 1, "--out", folder / "best.yaml", "--samples")
+    assert kronos(*words, 4).code == 0
+    done = kronos(*words, 5)
+    assert done.code == 2 and "model_paths.exp_name: The study 'run' was begun" in done.err
+
+
 def test_init_takes_no_keys_of_a_config(folder):
     done = kronos("init", folder / "candles.csv", "--data.sort", "true")
     assert done.code == 2 and "--data.sort is a key of configs" in done.err

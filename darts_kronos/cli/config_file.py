@@ -156,6 +156,7 @@ _PARAMETER_KEYS = {
     "output_chunk_length": ("data", "predict_window"),
     "n_epochs_tokenizer": ("training", "tokenizer_epochs"),
     "n_epochs": ("training", "basemodel_epochs"),
+    "study_name": ("model_paths", "exp_name"),
     "local_dir": ("model_paths", "pretrained_predictor"),
     "hub_model_name": ("model_paths", "pretrained_predictor"),
     "tokenizer_local_dir": ("model_paths", "pretrained_tokenizer"),

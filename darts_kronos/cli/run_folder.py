@@ -147,13 +147,14 @@ class RunFolder:
         }
 
     def _check_free(self, config: Config) -> None:
+        weights = self._trained(config)
         for path in (*self.outputs, self.log):
-            if path.exists() and path not in self._trained(config):
+            if path.exists() and path not in weights:
                 raise UsageError(
                     f"{path}: is here, but no run that wrote it: a run would remove it. Say "
                     "another model_paths.base_save_path or exp_name, or --force to write over it."
                 )
-        for folder, is_written in self._trained(config).items():
+        for folder, is_written in weights.items():
             if is_written and folder.is_dir() and any(folder.iterdir()):
                 raise UsageError(
                     f"{folder}: weights of another run are here. Say another "

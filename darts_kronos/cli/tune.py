@@ -101,9 +101,6 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
         except ValueError as error:
             if "No trial" in str(error):
                 raise RunError(str(error)) from error
-            if "another `study_name`" in str(error):
-                text = str(error).replace("another `study_name`", "another model_paths.exp_name")
-                raise UsageError(text) from error
             raise file.blame(error) from error
     target = Path(arguments.out or file.path.with_suffix(".tuned.yaml").name)
     write_text(target, yaml.safe_dump(_tuned(file, best), sort_keys=False, allow_unicode=True))
