@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from darts_kronos.nn.config import is_number
 from darts_kronos.nn.kernels import packed
-from darts_kronos.nn.layers import Cache
 from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
@@ -317,20 +317,15 @@ class _Window:
         self.length = context.shape[1]
         # Bars that can be written before the window is read again.
         self.room = n if sliding == "cached" else min(n, max(1, max_context - self.length + 1))
-        hidden, self.cache = self._read(max(0, self.length - max_context), self.room)
+        # The context from its first bar on that is seen, once for all paths.
+        start = max(0, self.length - max_context)
+        hidden, self.cache = predictor.prefill(
+            self.s1[:, start:], self.s2[:, start:], self._stamps(start, self.length), self.room
+        )
         self.hidden = hidden[:, -1:]
 
     def _stamps(self, start: int, end: int) -> Tensor | None:
         return None if self.stamps is None else self.stamps[:, start:end]
-
-    def _read(self, start: int, capacity: int) -> tuple[Tensor, Cache]:
-        """Read the context from bar `start` on, once for all paths."""
-        return self.predictor.prefill(
-            self.s1[:, start:],
-            self.s2[:, start:],
-            self._stamps(start, self.length),
-            capacity,
-        )
 
     def draw(self, num_samples: int, sampling: Sampling) -> Paths:
         """`num_samples` new paths of each context."""
@@ -339,16 +334,17 @@ class _Window:
         cache = self.cache.restart()
         done = self._draw_compiled(s1, s2, sampling)
         hidden = self.hidden.expand(-1, num_samples, -1)
-        for i in range(done, self.n):
-            if i >= self.room:
-                hidden, cache = self._slide(s1[:, :, :i], s2[:, :, :i])
-            elif i > 0:
+        for i in range(done, self.room):
+            if i > 0:
                 last, at = slice(i - 1, i), self.length + i - 1
                 stamps = self._stamps(at, at + 1)
                 cache.keep(self.max_context)
                 hidden = self.predictor.extend(s1[:, :, last], s2[:, :, last], stamps, cache)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(hidden))
             s2[:, :, i] = sampling.draw(self.predictor.s2_logits(hidden, s1[:, :, i], cache))
+        del cache
+        if self.room < self.n:
+            self._draw_sliding(s1, s2, sampling)
         return Paths(*(one.transpose(0, 1) for one in (self._decode(s1, s2), s1, s2)))
 
     def _draw_compiled(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> int:
@@ -370,18 +366,14 @@ class _Window:
         s1[:, :, : self.room], s2[:, :, : self.room] = written
         return self.room
 
-    def _slide(self, s1: Tensor, s2: Tensor) -> tuple[Tensor, Cache]:
-        """Read the last `max_context` bars, of which (B, S, i) tokens are new, from the start."""
-        i = s1.shape[2]
-        end = self.length + i
-        start = end - self.max_context
-        known = max(0, start - self.length)
-        _, cache = self._read(min(start, self.length), i - known)
-        new_s1, new_s2 = s1[:, :, known:], s2[:, :, known:]
-        hidden = self.predictor.extend(
-            new_s1, new_s2, self._stamps(self.length + known, end), cache
-        )
-        return hidden, cache
+    def _draw_sliding(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> None:
+        """Draw the rest of the paths' tokens, (B, S, n), reading all windows again for each bar."""
+        reader = Rereader(self.predictor, self.s1, self.s2, self.stamps, s1.shape[1], self.n)
+        for i in range(self.room, self.n):
+            start = self.length + i - self.max_context
+            states = reader.read(s1[:, :, :i], s2[:, :, :i], start)
+            s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
+            s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
 
     def _decode(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Normalised bars, (B, S, n, C), of the paths' tokens, read after the context's.
@@ -426,6 +418,8 @@ def _bytes_needed(
     known, new = min(length, max_context), min(n, max_context)
     n_heads = tokenizer.config.n_heads
     if rereads:
+        # What enters the first layer, and its queries, keys and values.
+        kept += 2 * predictor.config.d_model
         n_heads = max(n_heads, predictor.config.n_heads)
     scores = 2 * n_heads * new * min(length + n, max_context)
     size = predictor.s1_head.weight.element_size()

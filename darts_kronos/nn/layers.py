@@ -187,10 +187,29 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
     Tensor
         Shape (B, H, S, M, K).
     """
-    B, H, S, M, _ = queries.shape
-    if S == 1:
+    if queries.shape[2] == 1:
         return _attend_joined(queries.squeeze(2), cache).unsqueeze(2)
-    window, own = cache.window, cache.own
+    return attend_paths(queries, cache.window, cache.own)
+
+
+@torch.no_grad()
+def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
+    """The same of windows with several paths.
+
+    Parameters
+    ----------
+    queries
+        Shape (B, H, S, M, K).
+    window, own
+        Keys and values of the window, each (B, H, T, K), and of the paths' own bars, each
+        (B, H, S, L, K), if any.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, H, S, M, K).
+    """
+    B, H, S, M, _ = queries.shape
     if M == 1 or queries.device.type != "cpu":
         return _attend_paths(queries, window, own)
     length = window[0].shape[2] + (0 if own is None else own[0].shape[3])
@@ -204,7 +223,7 @@ def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
 
 
 def _attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
-    """The same of windows with several paths; `own` are the keys and values of their own bars."""
+    """The same of as many paths as are taken at once."""
     B, H, S, M, K = queries.shape
     keys, values = (one.flatten(0, 1) for one in window)
     T, L = keys.shape[1], 0 if own is None else own[0].shape[3]
@@ -318,6 +337,15 @@ class Block(nn.Module):
         # Of the widest result within.
         self.width = max(3 * d_model, 2 * ff_dim)
 
+    def heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (..., 3, H, K), of bars (..., D), not rotated."""
+        return self.attn.qkv(self.attn_norm(x)).unflatten(-1, (3, self.attn.n_heads, -1))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Outputs (..., D) of bars (..., D), for which attention found (..., D)."""
+        x = x + self.attn.out(attended)
+        return x + self.ffn(self.ffn_norm(x))
+
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Outputs (B, T, D) of whole windows, with the attention's keys and values."""
         y, kept = self.attn.prefill(self.attn_norm(x), rotary)
@@ -342,9 +370,10 @@ class CausalStack(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.head_width = head_width
-        self.width = max(block.width for block in self._iterate())
+        self.width = max(block.width for block in self.iterate())
 
-    def _iterate(self) -> Iterator[Block]:
+    def iterate(self) -> Iterator[Block]:
+        """The blocks, in order."""
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
@@ -355,7 +384,7 @@ class CausalStack(nn.Module):
         rotary = rotary_table(T, self.head_width, x.device)
         parts = list(x.split(windows_at_once(B, T * self.width, x)))
         for i, part in enumerate(parts):
-            for block in self._iterate():
+            for block in self.iterate():
                 part = block(part, rotary)
             parts[i] = part
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -366,7 +395,7 @@ class CausalStack(nn.Module):
         rotary = rotary_table(T + capacity, self.head_width, x.device)
         cache = Cache(prefix_length=T, capacity=capacity, rotary=rotary)
         of_window = (rotary[0][:T], rotary[1][:T])
-        for block in self._iterate():
+        for block in self.iterate():
             x, kept = block.prefill(x, of_window)
             cache.layers.append(LayerCache(prefix=contiguous(kept)))
         return x, cache
@@ -379,6 +408,6 @@ class CausalStack(nn.Module):
         start = cache.prefix_length + cache.path_length
         new = slice(start, start + x.shape[-2])
         rotary = (cache.rotary[0][new], cache.rotary[1][new])
-        for block, layer_cache in zip(self._iterate(), cache.layers, strict=False):
+        for block, layer_cache in zip(self.iterate(), cache.layers, strict=False):
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

@@ -135,6 +135,52 @@ class S2Conditioning(nn.Module):
         y = causal_attention(queries, keys, values)
         return self.norm(hidden + self.out(y.transpose(-3, -2).flatten(-2)))
 
+    def projections(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What makes keys and values of states: matrices, each (H, K, D), and values' bias, (D,).
+
+        As the layer has them, with an adapter or without.
+        """
+        D = self.query.in_features
+        zeros = self.norm.weight.new_zeros(1, D)
+        bias = self.key_value(zeros)
+        keys, values = (
+            one.T.unflatten(0, (CROSS_ATTENTION_HEADS, -1))
+            for one in (self.key_value(torch.eye(D).to(zeros)) - bias).chunk(2, dim=-1)
+        )
+        return keys, values, bias[0, D:]
+
+    def newest(
+        self,
+        states: tuple[Tensor, Tensor, Tensor],
+        queries: Tensor,
+        projections: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Conditioned states (B, S, D) of each path's newest bar, of states that are not kept.
+
+        For few queries it is less work to take these through the keys' matrix, and what they find
+        through the values', than all states through both. The keys' bias changes no weight.
+
+        Parameters
+        ----------
+        states
+            Of the windows, (B, T, D), of the paths' own bars, (B, S, M, D), and of the newest bars,
+            which are among them, (B, S, D).
+        queries
+            Of the chosen s1, (B, S, D).
+        projections
+            As ``projections`` gives them.
+        """
+        (window, paths, newest), (of_keys, of_values, bias) = states, projections
+        T, scale = window.shape[1], of_keys.shape[1] ** -0.5
+        # (B, S, H, D)
+        seeking = (self._heads(queries * scale) @ of_keys).transpose(1, 2)
+        of_window = (seeking.flatten(1, 2) @ window.mT).view(*seeking.shape[:3], T)
+        weights = torch.cat((of_window, seeking @ paths.mT), dim=-1).softmax(dim=-1)
+        means = (weights[..., :T].flatten(1, 2) @ window).view_as(seeking)
+        means = (means + weights[..., T:] @ paths).transpose(1, 2)
+        y = (means @ of_values.mT).transpose(1, 2).flatten(-2) + bias
+        return self.norm(newest + self.out(y))
+
     def last(self, hidden: Tensor, queries: Tensor, cache: LayerCache) -> Tensor:
         """Conditioned states (B, S, D) of each path's newest bar.
 
@@ -212,13 +258,14 @@ class KronosPredictor(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
         self.s2_conditioning.query.weight.mul_(S2_QUERY_GAIN * self.config.d_model**0.5)
 
-    def _embed(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
+    def embed(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
+        """Vectors (..., D) of bars, tokens (...) and stamps (..., 5), as the layers take them."""
         x = self.tokens(s1, s2)
         return x if stamps is None else x + self.calendar(stamps)
 
     def hidden(self, s1: Tensor, s2: Tensor, stamps: Tensor | None) -> Tensor:
         """Hidden states (B, T, D) of whole windows of tokens (B, T) and stamps (B, T, 5)."""
-        return self.norm(self.transformer(self.token_dropout(self._embed(s1, s2, stamps))))
+        return self.norm(self.transformer(self.token_dropout(self.embed(s1, s2, stamps))))
 
     def forward(
         self, s1: Tensor, s2: Tensor, stamps: Tensor | None, next_s1: Tensor
@@ -278,7 +325,7 @@ class KronosPredictor(nn.Module):
         tuple
             The bars' hidden states, (B, T, D), and a cache for `capacity` bars of each path.
         """
-        x, cache = self.transformer.prefill(self._embed(s1, s2, stamps), capacity)
+        x, cache = self.transformer.prefill(self.embed(s1, s2, stamps), capacity)
         hidden = self.norm(x)
         kept = contiguous(self.s2_conditioning.keys_values(hidden))
         cache.layers.append(LayerCache(prefix=kept))
@@ -293,7 +340,7 @@ class KronosPredictor(nn.Module):
             Each path's newest hidden state, (B, S, D).
         """
         spread = None if stamps is None else stamps.unsqueeze(1)
-        x = self.transformer.extend(self._embed(s1, s2, spread), cache)
+        x = self.transformer.extend(self.embed(s1, s2, spread), cache)
         hidden = self.norm(x)
         keys, values = self.s2_conditioning.keys_values(hidden)
         cache.layers[-1].append(keys.transpose(1, 2), values.transpose(1, 2), cache.capacity)
@@ -305,12 +352,15 @@ class KronosPredictor(nn.Module):
 
     def s2_logits(self, hidden: Tensor, next_s1: Tensor, cache: Cache) -> Tensor:
         """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
+        queries = self.s2_queries(next_s1)
+        return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
+
+    def s2_queries(self, next_s1: Tensor) -> Tensor:
+        """Queries (B, S, D) of the s2 attention for the next bars' coarse tokens, (B, S)."""
         table = self.queries
         if table is None:
-            queries = self.s2_conditioning.query(self.tokens.s1(next_s1))
-        else:
-            queries = F.embedding(next_s1, table)
-        return self.s2_head(self.s2_conditioning.last(hidden, queries, cache.layers[-1]))
+            return self.s2_conditioning.query(self.tokens.s1(next_s1))
+        return F.embedding(next_s1, table)
 
     def write(
         self,
