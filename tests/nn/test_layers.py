@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from darts_kronos.nn import attention, layers
-from darts_kronos.nn.attention import BLOCK, HEADS, causal_attention, self_attention
+from darts_kronos.nn.attention import (
+    BLOCK,
+    HEADS,
+    LONG_WINDOW,
+    causal_attention,
+    self_attention,
+)
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.kernels import Dropout, gated
 from darts_kronos.nn.predictor import KronosPredictor
@@ -307,7 +313,15 @@ class TestCausalAttention:
         with torch.no_grad():
             # Nothing is kept for gradients there.
             causal_attention(q, q, q)
-        assert read == ([0.0] if threads == 1 else [])
+            assert read == ([0.0] if threads == 1 else [])
+            # Two threads make blocks of a few long windows; many are left to torch.
+            read.clear()
+            long = torch.randn(2, HEADS, LONG_WINDOW + 1, 4)
+            causal_attention(long, long, long)
+            assert read == [0.0]
+            many = torch.randn(2, HEADS + 1, LONG_WINDOW + 1, 4)
+            causal_attention(many, many, many)
+            assert read == ([0.0, 0.0] if threads == 1 else [0.0])
 
     @pytest.mark.parametrize("shape", [(2, 5, 3, 8), (4, 2 * BLOCK + 7, 2, 8), (1, 20, 1, 2)])
     @pytest.mark.parametrize("dropout", [0.0, 1e-12])
