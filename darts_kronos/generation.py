@@ -368,10 +368,18 @@ class _Window:
 
     def _draw_sliding(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> None:
         """Draw the rest of the paths' tokens, (B, S, n), reading all windows again for each bar."""
-        reader = Rereader(self.predictor, self.s1, self.s2, self.stamps, s1.shape[1], self.n)
+        # Bars before these have left the window already.
+        first = self.length + self.room - self.max_context
+        reader = Rereader(
+            self.predictor,
+            self.s1[:, first:],
+            self.s2[:, first:],
+            self._stamps(first, self.length + self.n),
+            s1.shape[1],
+            self.n,
+        )
         for i in range(self.room, self.n):
-            start = self.length + i - self.max_context
-            states = reader.read(s1[:, :, :i], s2[:, :, :i], start)
+            states = reader.read(s1[:, :, :i], s2[:, :, :i], i - self.room)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
 

@@ -275,22 +275,25 @@ class CausalSelfAttention(nn.Module):
     def _dropout(self) -> float:
         return self.attn_dropout if self.training else 0.0
 
+    def heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (..., 3, H, K), of bars (..., D), not rotated."""
+        return self.qkv(x).unflatten(-1, (3, self.n_heads, -1))
+
     def prefill(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Outputs (B, T, D) of whole windows, with their keys and values."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.heads(x).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, rotary), rotate(k, rotary)
         y = causal_attention(q, k, v, self._dropout())
         return self.resid_dropout(self.out(y.transpose(-3, -2).flatten(-2))), (k, v)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Outputs (B, T, D) of whole windows."""
-        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))
-        y = self_attention(heads, rotary, self._dropout())
+        y = self_attention(self.heads(x), rotary, self._dropout())
         return self.resid_dropout(self.out(y.flatten(-2)))
 
     def extend(self, x: Tensor, rotary: Rotary, cache: LayerCache, capacity: int) -> Tensor:
         """Outputs (B, S, M, D) of M new bars of each path."""
-        heads = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(3, 0, 4, 1, 2, 5)
+        heads = self.heads(x).permute(3, 0, 4, 1, 2, 5)
         q, k = rotate(heads[:2], rotary)
         cache.append(k, heads[2], capacity)
         y = attend_shared(q, cache)
@@ -339,7 +342,7 @@ class Block(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """Queries, keys and values, (..., 3, H, K), of bars (..., D), not rotated."""
-        return self.attn.qkv(self.attn_norm(x)).unflatten(-1, (3, self.attn.n_heads, -1))
+        return self.attn.heads(self.attn_norm(x))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Outputs (..., D) of bars (..., D), for which attention found (..., D)."""

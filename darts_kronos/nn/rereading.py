@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from darts_kronos.nn.attention import causal_attention
-from darts_kronos.nn.layers import Block, attend_paths
+from darts_kronos.nn.layers import attend_paths
 from darts_kronos.nn.predictor import KronosPredictor
-from darts_kronos.nn.rotary import rotary_table, rotate
+from darts_kronos.nn.rotary import Rotary, rotary_table, rotate
+
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, of which the first two are rotated."""
 
 
 class States(NamedTuple):
@@ -62,6 +65,7 @@ class Rereader:
         n: int,
     ):
         self.predictor = predictor
+        self.blocks = list(predictor.transformer.iterate())
         self.stamps = stamps
         self.length = s1.shape[1]
         self.path_length = 0
@@ -83,13 +87,9 @@ class Rereader:
         if stamps is not None and s1.ndim == 3:
             stamps = stamps.unsqueeze(1)
         x = self.predictor.embed(s1, s2, stamps)
-        heads = self._blocks[0].heads(x).movedim(-3, 0).movedim(-2, 2)
+        heads = self.blocks[0].heads(x).movedim(-3, 0).movedim(-2, 2)
         turned = rotate(heads[:2], (self.rotary[0][places], self.rotary[1][places]))
         return x, torch.cat((turned, heads[2:]))
-
-    @property
-    def _blocks(self) -> list[Block]:
-        return list(self.predictor.transformer.iterate())
 
     def read(self, s1: Tensor, s2: Tensor, start: int) -> States:
         """Hidden states of all bars from `start` on, counted from the windows' first.
@@ -105,26 +105,27 @@ class Rereader:
 
         own = slice(max(0, start - self.length), self.path_length)
         window, paths = self.window[:, start:], self.paths[:, :, own]
-        of_window, of_paths = self.window_heads[..., start:, :], self.path_heads[..., own, :]
+        window_heads, path_heads = self.window_heads[..., start:, :], self.path_heads[..., own, :]
         S, M = paths.shape[1:3]
         if S == 1:
             window = torch.cat((window, paths[:, 0]), dim=1)
-            of_window = torch.cat((of_window, of_paths[:, :, :, 0]), dim=-2)
-            paths, of_paths, M = paths[:, :, :0], of_paths[..., :0, :], 0
+            window_heads = torch.cat((window_heads, path_heads[:, :, :, 0]), dim=-2)
+            paths, path_heads, M = paths[:, :, :0], path_heads[..., :0, :], 0
         T = window.shape[1]
-        rotary = self.rotary[0][: T + M], self.rotary[1][: T + M]
+        at_window, at_paths = (
+            (self.rotary[0][bars], self.rotary[1][bars]) for bars in (slice(T), slice(T, T + M))
+        )
 
         x = torch.cat((window, paths.flatten(1, 2)), dim=1)
-        for i, block in enumerate(self._blocks):
-            if i > 0:
-                heads = block.heads(x).movedim(-3, 0).movedim(-2, 2)
-                of_window, of_paths = heads[..., :T, :], heads[..., T:, :].unflatten(3, (S, M))
-                of_window = _rotated(of_window, (rotary[0][:T], rotary[1][:T]))
-                of_paths = _rotated(of_paths, (rotary[0][T:], rotary[1][T:]))
+        x = self.blocks[0].finish(x, _attend(tuple(window_heads), tuple(path_heads)))
+        for block in self.blocks[1:]:
+            heads = block.heads(x).movedim(-3, 0).movedim(-2, 2)
+            of_window = _rotated(heads[..., :T, :], at_window)
+            of_paths = _rotated(heads[..., T:, :].unflatten(3, (S, M)), at_paths)
             x = block.finish(x, _attend(of_window, of_paths))
         x = self.predictor.norm(x)
-        of_paths = x[:, T:].unflatten(1, (S, M))
-        return States(x[:, :T], of_paths, of_paths[:, :, -1] if M > 0 else x[:, -1:])
+        states = x[:, T:].unflatten(1, (S, M))
+        return States(x[:, :T], states, states[:, :, -1] if M > 0 else x[:, -1:])
 
     def s2_logits(self, states: States, next_s1: Tensor) -> Tensor:
         """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
@@ -133,22 +134,21 @@ class Rereader:
         return self.predictor.s2_head(conditioning.newest(states, queries, self.projections))
 
 
-def _rotated(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries and keys rotated, and values, (3, ..., K), in one piece."""
-    out = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-    out[:2], out[2] = rotate(heads[:2], rotary), heads[2]
-    return out
+def _rotated(heads: Tensor, rotary: Rotary) -> Heads:
+    """Of queries, keys and values (3, ..., K), each in one piece."""
+    queries, keys = rotate(heads[:2], rotary)
+    return queries, keys, heads[2].contiguous()
 
 
-def _attend(of_window: Tensor, of_paths: Tensor) -> Tensor:
-    """Attention, (B, R, D), of windows (3, B, H, T, K) and their paths (3, B, H, S, M, K)."""
-    _, B, H, T, K = of_window.shape
-    S, M = of_paths.shape[3:5]
-    out = of_window.new_empty(B, T + S * M, H, K)
+def _attend(of_window: Heads, of_paths: Heads) -> Tensor:
+    """Attention, (B, R, D), of windows, each (B, H, T, K), and their paths, (B, H, S, M, K)."""
     queries, keys, values = of_window
+    own_queries, own_keys, own_values = of_paths
+    B, H, T, K = queries.shape
+    S, M = own_queries.shape[2:4]
+    out = queries.new_empty(B, T + S * M, H, K)
     out[:, :T] = causal_attention(queries, keys, values).transpose(1, 2)
     if M > 0:
-        own_queries, own_keys, own_values = of_paths
         paths = attend_paths(own_queries, (keys, values), (own_keys, own_values))
         out[:, T:] = paths.movedim(1, -2).flatten(1, 2)
     return out.flatten(-2)
