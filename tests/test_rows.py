@@ -16,7 +16,7 @@ from torch import nn
 
 from darts_kronos.finetuning import add_lora
 from darts_kronos.generation import Sampling, generate
-from darts_kronos.nn import row_kernels, rows
+from darts_kronos.nn import compiling, row_kernels, rows
 from darts_kronos.nn.kernels import Linear, packed
 
 KNOWN, NEW = 20, 8
@@ -376,14 +376,14 @@ class TestDraw:
 def test_exponentials_are_those_of_numpy():
     x = np.linspace(-95, 95, 10_001).astype(np.float32)
     found = x.copy()
-    row_kernels.exponentials(found)
+    compiling.exponentials(found)
     inside = (x >= -87) & (x <= 88)
     expected = np.exp(x.astype(np.float64))
     np.testing.assert_allclose(found[inside], expected[inside], rtol=2e-7)
     assert (found[x < -87] == 0).all()
     np.testing.assert_allclose(found[x > 88], np.exp(88), rtol=1e-6)
     special = np.array([np.nan, -np.inf, np.inf], dtype=np.float32)
-    row_kernels.exponentials(special)
+    compiling.exponentials(special)
     assert np.isnan(special[0]) and special[1] == 0 and special[2] > 1e38
 
 
@@ -449,9 +449,9 @@ def test_kernels_are_compiled_where_none_can_be_kept(monkeypatch, error):
 
         return compiled
 
-    monkeypatch.setattr(row_kernels, "njit", njit)
+    monkeypatch.setattr(compiling, "njit", njit)
 
-    @row_kernels._compiled(row_kernels.ROW)
+    @compiling.compiled(compiling.ROW)
     def double(x):
         for i in range(x.size):
             x[i] *= 2

@@ -8,9 +8,7 @@ output, reads nearly all that memory gives; with pairs of paths it makes four fi
 that the processor can. Between such loops even an interpreter's few lines are slow, since the
 weights have driven them out of the processor's caches: so many bars are one call.
 
-Arrays are contiguous, and all but tokens, addresses and numbers of windows float32. Kernels are
-compiled when this module is imported; the machine code is kept for later processes where numba
-finds a folder for it.
+Arrays are contiguous, and all but tokens, addresses and numbers of windows float32.
 
 Shapes by letter: B windows, T bars of a window, R paths that are written together, C bars that
 each has room for, n new bars, D width of the model, H heads, K width of a head (D = H * K), F width
@@ -20,20 +18,25 @@ and O widths in and out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import boolean, carray, float32, float64, int64, njit, void
+from numba import boolean, carray, float32, float64, int64, void
 from numba.core import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-Kernel = Callable[..., Any]
+from darts_kronos.nn.compiling import (
+    CUBE,
+    IN_ORDER,
+    MATRIX,
+    ROW,
+    Array,
+    compiled,
+    exponentials,
+    pointer,
+)
 
-ROW, MATRIX, CUBE = float32[::1], float32[:, ::1], float32[:, :, ::1]
 ADDRESSES, TOKENS, WINDOWS = int64[:, ::1], int64[:, :, ::1], int64[::1]
 SAMPLING = types.Tuple((float64, int64, float64))
 KEPT = types.UniTuple(float32[:, :, :, ::1], 4)
@@ -43,47 +46,11 @@ AFTER = types.Tuple((ROW, MATRIX, ROW, MATRIX, ROW, ROW, MATRIX, ROW, MATRIX, RO
 NETWORK = types.Tuple((TABLES, ADDRESSES, AFTER, ROTARY, types.UniTuple(int64, 3), float64))
 MEMORY = types.Tuple((WINDOWS, ADDRESSES, types.UniTuple(int64, 3)))
 
-REORDERED = {"reassoc", "contract", "nsz"}
-"""What the compiler may do to sums: add in another order. NaN and infinity stay what they are."""
-
-IN_ORDER = REORDERED - {"reassoc"}
-
 LINE = 16
 """Numbers in a cache line."""
 
 NONE = np.empty(0, dtype=np.float32)
 """The bias of a layer without one."""
-
-
-def _compiled(
-    *arguments: Any, returns: Any = void, fastmath: set[str] = REORDERED
-) -> Callable[[Kernel], Kernel]:
-    """Compile for arguments of these types, or load what was compiled before."""
-    signature = returns(*arguments)
-    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "nogil": True}
-
-    def compiled(function: Kernel) -> Kernel:
-        try:
-            return njit(signature, cache=True, **options)(function)
-        except Exception:  # noqa: BLE001
-            # No folder can be written, the disk is full, or what lies there cannot be read: the
-            # kernels are compiled for this process. An error that has another cause comes again.
-            return njit(signature, **options)(function)
-
-    return compiled
-
-
-def _as_pointer(typing: Any, address: Any) -> Any:
-    """How numba is to compile ``_pointer``."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(float32)(int64), build
-
-
-_pointer: Any = intrinsic(_as_pointer)
-"""An address as a pointer to float32."""
 
 
 def _as_prefetch(typing: Any, array: Any, at: Any) -> Any:
@@ -108,7 +75,7 @@ _prefetch: Any = intrinsic(_as_prefetch)
 """Ask for the cache line of a number of an array, counted from the first."""
 
 
-@_compiled(MATRIX, ROW, ROW)
+@compiled(MATRIX, ROW, ROW)
 def dots(weight: Array, x: Array, out: Array) -> None:
     """``out = weight @ x``, (O,), of weights (O, I) and x (I,)."""
     for o in range(weight.shape[0]):
@@ -118,7 +85,7 @@ def dots(weight: Array, x: Array, out: Array) -> None:
         out[o] = total
 
 
-@_compiled(MATRIX, ROW, MATRIX, MATRIX)
+@compiled(MATRIX, ROW, MATRIX, MATRIX)
 def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
     """``out = x @ weight.T + bias``, (R, O), of weights (O, I), x (R, I), a bias (O,) or NONE."""
     (outputs, inputs), R = weight.shape, len(x)
@@ -155,7 +122,7 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
             out[r, o] += bias[o]
 
 
-@_compiled(MATRIX, ROW, float64, MATRIX)
+@compiled(MATRIX, ROW, float64, MATRIX)
 def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
     """``out``, (R, D): the rows of `x` over their root mean squares, times `weight`."""
     R, D = x.shape
@@ -168,32 +135,7 @@ def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
             out[r, d] = x[r, d] * factor * weight[d]
 
 
-@_compiled(ROW, fastmath=IN_ORDER)
-def exponentials(x: Array) -> None:
-    """Replace each entry by its exponential; above 88 by that of 88, below -87 by 0.
-
-    The power of two next to it times a series of seven terms, whose error is below float32's. The
-    library's function takes one entry at a time; this takes as many as the processor can.
-    """
-    powers = np.empty(x.size, dtype=np.int32)
-    factors = powers.view(np.float32)
-    for i in range(x.size):
-        exponent = np.float32(88) if x[i] > np.float32(88) else x[i]
-        n = np.floor(exponent * np.float32(1.44269504) + np.float32(0.5))
-        # log(2) in two parts, of which the first times n is exact.
-        rest = exponent - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-        series = rest * np.float32(1 / 5040) + np.float32(1 / 720)
-        series = series * rest + np.float32(1 / 120)
-        series = series * rest + np.float32(1 / 24)
-        series = series * rest + np.float32(1 / 6)
-        series = series * rest + np.float32(0.5)
-        series = series * rest + np.float32(1)
-        series = series * rest + np.float32(1)
-        powers[i] = (np.int32(n) + np.int32(127)) << np.int32(23)
-        x[i] = np.float32(0) if x[i] < np.float32(-87) else series * factors[i]
-
-
-@_compiled(MATRIX, ROW, ROW)
+@compiled(MATRIX, ROW, ROW)
 def _add_weighted(values: Array, weights: Array, out: Array) -> None:
     """Add ``weights[: L] @ values`` to `out`, (K,), of values (L, K)."""
     L, K = values.shape
@@ -208,7 +150,7 @@ def _add_weighted(values: Array, weights: Array, out: Array) -> None:
             out[k] += weights[i] * values[i, k]
 
 
-@_compiled(CUBE, KEPT, WINDOWS, int64, int64, CUBE)
+@compiled(CUBE, KEPT, WINDOWS, int64, int64, CUBE)
 def attend(queries: Array, kept: Any, windows: Any, first: int, end: int, out: Array) -> None:
     """Attention of each path's newest bar.
 
@@ -254,7 +196,7 @@ def attend(queries: Array, kept: Any, windows: Any, first: int, end: int, out: A
                 out[r, h, k] /= total
 
 
-@_compiled(ROW, ROW, ROW, ROW)
+@compiled(ROW, ROW, ROW, ROW)
 def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
     """``out``, (K,): a head of queries or keys, rotated as ``layers.rotate`` does."""
     half = head.size // 2
@@ -264,14 +206,14 @@ def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
         out[k + half] = second * cosines[k + half] + first * sines[k + half]
 
 
-@_compiled(ROW, ROW)
+@compiled(ROW, ROW)
 def _copy(row: Array, out: Array) -> None:
     # Assignments of whole rows take numba ten times as long to compile.
     for i in range(row.size):
         out[i] = row[i]
 
 
-@_compiled(MATRIX, MATRIX)
+@compiled(MATRIX, MATRIX)
 def _add(x: Array, out: Array) -> None:
     """Add `x` to `out`, both (R, D)."""
     for r in range(len(x)):
@@ -279,7 +221,7 @@ def _add(x: Array, out: Array) -> None:
             out[r, d] += x[r, d]
 
 
-@_compiled(MATRIX, OF_BLOCK, float64, WINDOWS, KEPT, int64, int64, ROW, ROW)
+@compiled(MATRIX, OF_BLOCK, float64, WINDOWS, KEPT, int64, int64, ROW, ROW)
 def block(
     x: Array,
     weights: Any,
@@ -343,35 +285,35 @@ def block(
     _add(row, x)
 
 
-@_compiled(int64, ADDRESSES, int64, int64, returns=OF_BLOCK)
+@compiled(int64, ADDRESSES, int64, int64, returns=OF_BLOCK)
 def _block_weights(n: int, places: Any, D: int, F: int) -> Any:
     """The weights of block `n`, for ``block``."""
     return (
-        carray(_pointer(places[n, 0]), (D,)),
-        carray(_pointer(places[n, 1]), (3 * D, D)),
-        carray(_pointer(places[n, 2]), (3 * D,)),
-        carray(_pointer(places[n, 3]), (D, D)),
-        carray(_pointer(places[n, 4]), (D,)),
-        carray(_pointer(places[n, 5]), (D,)),
-        carray(_pointer(places[n, 6]), (2 * F, D)),
-        carray(_pointer(places[n, 7]), (D, F)),
+        carray(pointer(places[n, 0]), (D,)),
+        carray(pointer(places[n, 1]), (3 * D, D)),
+        carray(pointer(places[n, 2]), (3 * D,)),
+        carray(pointer(places[n, 3]), (D, D)),
+        carray(pointer(places[n, 4]), (D,)),
+        carray(pointer(places[n, 5]), (D,)),
+        carray(pointer(places[n, 6]), (2 * F, D)),
+        carray(pointer(places[n, 7]), (D, F)),
     )
 
 
-@_compiled(int64, MEMORY, int64, int64, returns=KEPT)
+@compiled(int64, MEMORY, int64, int64, returns=KEPT)
 def _kept(n: int, memory: Any, H: int, D: int) -> Any:
     """What ``attend`` is to know of block `n`, of `H` heads and a width of `D` together."""
     windows, places, (B, T, C) = memory
     of_windows, of_paths = (B, H, T, D // H), (len(windows), H, C, D // H)
     return (
-        carray(_pointer(places[n, 0]), of_windows),
-        carray(_pointer(places[n, 1]), of_windows),
-        carray(_pointer(places[n, 2]), of_paths),
-        carray(_pointer(places[n, 3]), of_paths),
+        carray(pointer(places[n, 0]), of_windows),
+        carray(pointer(places[n, 1]), of_windows),
+        carray(pointer(places[n, 2]), of_paths),
+        carray(pointer(places[n, 3]), of_paths),
     )
 
 
-@_compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
+@compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
 def extend(
     i: int, tokens: Any, network: Any, memory: Any, most: int, hidden: Array, logits: Array
 ) -> None:
@@ -409,7 +351,7 @@ def extend(
     product(s1_head, s1_head_bias, hidden, logits)
 
 
-@_compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
+@compiled(int64, TOKENS, NETWORK, MEMORY, int64, MATRIX, MATRIX)
 def s2_logits(
     i: int, tokens: Any, network: Any, memory: Any, most: int, hidden: Array, logits: Array
 ) -> None:
@@ -433,7 +375,7 @@ def s2_logits(
     product(head, head_bias, row, logits)
 
 
-@_compiled(ROW, float32, returns=types.Tuple((float64, int64)))
+@compiled(ROW, float32, returns=types.Tuple((float64, int64)))
 def _above(weights: Array, value: np.float32) -> Any:
     """The sum and the number of weights above a value."""
     total: Any = 0.0
@@ -446,7 +388,7 @@ def _above(weights: Array, value: np.float32) -> Any:
     return total, np.int64(count)
 
 
-@_compiled(ROW, int64, float64, returns=float32)
+@compiled(ROW, int64, float64, returns=float32)
 def _least(weights: Array, top_k: int, most: float) -> np.float32:
     """The least number in [0, 1] with fewer weights than `top_k` above it, of a sum up to `most`.
 
@@ -468,7 +410,7 @@ def _least(weights: Array, top_k: int, most: float) -> np.float32:
     return value[0]
 
 
-@_compiled(ROW, int64, float64, fastmath=IN_ORDER)
+@compiled(ROW, int64, float64, fastmath=IN_ORDER)
 def limit(weights: Array, top_k: int, top_p: float) -> None:
     """Replace by 0 what ``generation.Sampling`` leaves out of weights in [0, 1]."""
     top_k = min(top_k, weights.size)
@@ -488,7 +430,7 @@ def limit(weights: Array, top_k: int, top_p: float) -> None:
             weights[i] = np.float32(0)
 
 
-@_compiled(ROW, SAMPLING, float64, returns=int64, fastmath=IN_ORDER)
+@compiled(ROW, SAMPLING, float64, returns=int64, fastmath=IN_ORDER)
 def draw(logits: Array, sampling: Any, uniform: float) -> int:
     """A token, drawn from `logits`, (V,), by a number `uniform` in [0, 1).
 
@@ -522,7 +464,7 @@ def draw(logits: Array, sampling: Any, uniform: float) -> int:
     return token
 
 
-@_compiled(int64, int64, CUBE, MATRIX, SAMPLING, TOKENS, returns=boolean)
+@compiled(int64, int64, CUBE, MATRIX, SAMPLING, TOKENS, returns=boolean)
 def _draw_all(
     level: int, i: int, uniforms: Array, logits: Array, sampling: Any, tokens: Any
 ) -> bool:
@@ -534,7 +476,7 @@ def _draw_all(
     return True
 
 
-@_compiled(
+@compiled(
     *(int64, int64, TOKENS, CUBE, SAMPLING, int64, NETWORK, MEMORY, MATRIX, MATRIX), returns=int64
 )
 def write(

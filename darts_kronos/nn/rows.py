@@ -9,13 +9,15 @@ entries of the coarse and of the fine codebook, I and O widths in and out.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from darts_kronos.nn.kernel_modules import row_kernels
 
 if TYPE_CHECKING:
     from darts_kronos.nn.layers import Cache
@@ -35,20 +37,6 @@ PATHS_OF_A_CALL = 20
 
 BYTES_OF_A_CALL = 2**18
 """Bytes that a kernel reads in the time that a call of torch costs."""
-
-
-@lru_cache(maxsize=1)
-def row_kernels() -> ModuleType | None:
-    """The module of the kernels; None where there is no numba, or it may not compile."""
-    try:
-        from numba import config
-
-        if getattr(config, "DISABLE_JIT", False):
-            return None
-        from darts_kronos.nn import row_kernels
-    except ImportError:
-        return None
-    return row_kernels
 
 
 def is_row(x: Tensor) -> bool:

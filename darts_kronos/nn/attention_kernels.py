@@ -1,0 +1,314 @@
+"""Causal attention of whole windows, and its gradients, compiled by numba for this processor.
+
+A head's keys and values stay in the processor's caches, where rows of queries, ``BLOCK`` at a time,
+find their weights and what these give, by tiles. Nothing above the diagonal is computed but within
+tiles.
+
+Shapes by letter: H heads of a window, T bars, K width of a head, L that width in whole ``LANES``,
+R rows of a block, W width of its weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, float32, int64, uint32
+from numba.core import types
+
+from darts_kronos.nn.compiling import MATRIX, ROW, Array, compiled, exponentials, pointer
+from darts_kronos.nn.tiles import LANES, ROWS, SIZE, add_turned, highest, multiply, turn
+
+BLOCK = 24
+"""Rows of a block: whole tiles of any size."""
+
+PLACES = int64[:, ::1]
+SIZES = types.UniTuple(int64, 3)
+DROPOUT = types.Tuple((uint32, uint32))
+ROTARY = types.UniTuple(MATRIX, 2)
+
+
+@compiled(int64, int64, returns=int64)
+def _up(count: int, step: int) -> int:
+    """The next multiple of a number."""
+    return (count + step - 1) // step * step
+
+
+@compiled(int64, returns=int64)
+def _width(end: int) -> int:
+    """W, of rows that see so many bars: whole tiles, and an odd number of cache lines.
+
+    Rows that are a power of two apart drive each other out of the caches.
+    """
+    return (_up(_up(end, ROWS), LANES) // LANES | 1) * LANES
+
+
+@compiled(int64, returns=int64)
+def kept_of_head(T: int) -> int:
+    """Numbers that are kept of a head for its gradients: scales and weights, block by block."""
+    total = 0
+    for start in range(0, T, BLOCK):
+        total += BLOCK * (1 + _width(min(start + BLOCK, T)))
+    return total
+
+
+@compiled(int64, int64, int64, returns=ROW)
+def _row(place: int, stride: int, K: int) -> Any:
+    """A bar's numbers, of bars that are so far apart."""
+    return carray(pointer(place + SIZE * stride), (K,))
+
+
+@compiled(*(int64, int64, SIZES, float32, ROTARY, MATRIX))
+def _read(place: int, stride: int, sizes: Any, scale: float, rotary: Any, out: Array) -> None:
+    """Copy the bars of a head, scaled and rotated, to `out`, and fill it up with zeros."""
+    cosines, sines = rotary
+    _, T, K = sizes
+    half = K // 2
+    for t in range(T):
+        row = _row(place, t * stride, K)
+        if cosines.size > 0:
+            for k in range(half):
+                first, second = row[k] * scale, row[k + half] * scale
+                out[t, k] = first * cosines[t, k] + second * sines[t, k]
+                out[t, k + half] = second * cosines[t, k + half] + first * sines[t, k + half]
+        else:
+            for k in range(K):
+                out[t, k] = row[k] * scale
+        for k in range(K, out.shape[1]):
+            out[t, k] = np.float32(0)
+    for t in range(T, len(out)):
+        for k in range(out.shape[1]):
+            out[t, k] = np.float32(0)
+
+
+@compiled(*(MATRIX, SIZES, float32, ROTARY, int64, int64))
+def _write(rows: Array, sizes: Any, scale: float, rotary: Any, place: int, stride: int) -> None:
+    """The way back of ``_read``, of gradients."""
+    cosines, sines = rotary
+    _, T, K = sizes
+    half = K // 2
+    for t in range(T):
+        row = _row(place, t * stride, K)
+        if cosines.size > 0:
+            for k in range(half):
+                first, second = rows[t, k] * scale, rows[t, k + half] * scale
+                row[k] = first * cosines[t, k] - second * sines[t, k]
+                row[k + half] = second * cosines[t, k + half] - first * sines[t, k + half]
+        else:
+            for k in range(K):
+                row[k] = rows[t, k] * scale
+
+
+@compiled(*(MATRIX, int64, int64, MATRIX, int64, MATRIX))
+def _score(rows: Array, first: int, T: int, turned: Array, K: int, out: Array) -> None:
+    """Products of some bars, (R, L), from number `first` on, and all that each sees.
+
+    These are given in panels, ``turned``. The products, (R, W), are written to `out`; those of
+    tiles that no bar sees are not.
+    """
+    (R, L), W = rows.shape, out.shape[1]
+    for r in range(0, R, ROWS):
+        panels = _up(min(first + r + ROWS, T), LANES) // LANES
+        multiply(
+            *(rows[r].ctypes.data, L, ROWS, turned.ctypes.data, LANES, LANES * L, panels),
+            *(out[r].ctypes.data, W, K),
+        )
+
+
+@compiled(*(MATRIX, int64, int64, MATRIX, MATRIX))
+def _gather(weights: Array, first: int, T: int, rows: Array, out: Array) -> None:
+    """The sums, (R, L), of what bars from number `first` on see of `rows`, by weights (R, W)."""
+    (R, W), L = weights.shape, rows.shape[1]
+    for r in range(0, R, ROWS):
+        multiply(
+            *(weights[r].ctypes.data, W, ROWS, rows.ctypes.data, L, LANES, L // LANES),
+            *(out[r].ctypes.data, L, min(first + r + ROWS, T)),
+        )
+
+
+@compiled(MATRIX, int64, ROW)
+def _weigh(scores: Array, first: int, scales: Array) -> None:
+    """Make scores of bars from `first` on, (R, W), weights of what each sees; others become 0.
+
+    They are to be multiplied by `scales`, (R,), so that they sum to 1.
+    """
+    R, W = scores.shape
+    for r in range(R):
+        for w in range(first + r + 1, W):
+            scores[r, w] = -np.float32(np.inf)
+        most = highest(scores[r].ctypes.data, W)
+        for w in range(W):
+            scores[r, w] -= most
+    exponentials(scores.reshape(R * W))
+    for r in range(R):
+        total = np.float32(0)
+        for w in range(W):
+            total += scores[r, w]
+        scales[r] = np.float32(1) / total
+
+
+@compiled(uint32, returns=uint32)
+def _mixed(x: Any) -> Any:
+    """A number whose bits look as if they were drawn, by `x` (lowbias32 of C. Wellons)."""
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@compiled(MATRIX, int64, DROPOUT)
+def _draw_shares(out: Array, row: int, dropout: Any) -> None:
+    """Fill `out`, (R, W), of rows from number `row` on of all, with 0 for what is left out.
+
+    The rest makes up for it.
+    """
+    seed, left_out = dropout
+    share = np.float32(1 / (1 - left_out / 2**32))
+    for r in range(len(out)):
+        start = _mixed(np.uint32(_mixed(np.uint32(row + r)) ^ seed))
+        for w in range(out.shape[1]):
+            bits = _mixed(np.uint32(start + np.uint32(np.uint32(w) * np.uint32(0x9E3779B9))))
+            out[r, w] = share if bits >= left_out else np.float32(0)
+
+
+@compiled(*(int64, int64, SIZES, PLACES, ROTARY, int64, DROPOUT))
+def attend(
+    head: int, end: int, sizes: Any, places: Any, rotary: Any, kept: int, dropout: Any
+) -> None:
+    """Attention of some heads.
+
+    Parameters
+    ----------
+    head, end
+        Which, counted through all windows.
+    sizes
+        H, T and K.
+    places
+        Of queries, keys, values and results, (4, 4): where they are, and how far windows, heads and
+        bars are apart.
+    rotary
+        Cosines and sines, (T, K), that queries and keys are rotated by, or none, (0, 0).
+    kept
+        Where to keep what gradients take, ``kept_of_head`` numbers of each of all heads; 0: nothing
+        is kept.
+    dropout
+        A number that draws, and how many of 2**32 weights are left out.
+    """
+    H, T, K = sizes
+    long, L = _up(_up(T, ROWS), LANES), _up(K, LANES)
+    queries = np.empty((long, L), dtype=np.float32)
+    keys, values, turned = np.empty_like(queries), np.empty_like(queries), np.empty_like(queries)
+    found = np.empty((BLOCK, L), dtype=np.float32)
+    of_block = np.empty(BLOCK * (1 + _width(T)), dtype=np.float32)
+    shares = np.empty(of_block.size if dropout[1] > 0 else 0, dtype=np.float32)
+    scale, one = np.float32(1) / np.sqrt(np.float32(K)), np.float32(1)
+    none = np.empty((0, 0), dtype=np.float32)
+    for n in range(head, end):
+        place = places[:, 0] + SIZE * (n // H * places[:, 1] + n % H * places[:, 2])
+        _read(place[0], places[0, 3], sizes, scale, rotary, queries)
+        _read(place[1], places[1, 3], sizes, one, rotary, keys)
+        _read(place[2], places[2, 3], sizes, one, (none, none), values)
+        turn(keys.ctypes.data, L, long, L, turned.ctypes.data)
+        at = kept + SIZE * n * kept_of_head(T) if kept else of_block.ctypes.data
+        for start in range(0, T, BLOCK):
+            stop = min(start + BLOCK, T)
+            W, R = _width(stop), _up(stop - start, ROWS)
+            scales = carray(pointer(at), (BLOCK,))
+            weights = carray(pointer(at + SIZE * BLOCK), (R, W))
+            if kept:
+                at += SIZE * BLOCK * (1 + W)
+            _score(queries[start : start + R], start, T, turned, K, weights)
+            _weigh(weights, start, scales)
+            if shares.size > 0:
+                used = shares[: R * W].reshape(R, W)
+                _draw_shares(used, n * T + start, dropout)
+                for r in range(R):
+                    for w in range(W):
+                        used[r, w] *= weights[r, w]
+                weights = used
+            _gather(weights, start, T, values, found)
+            for r in range(stop - start):
+                out = _row(place[3], (start + r) * places[3, 3], K)
+                for k in range(K):
+                    out[k] = found[r, k] * scales[r]
+
+
+@compiled(*(int64, int64, SIZES, PLACES, ROTARY, int64, DROPOUT))
+def to_attended(
+    head: int, end: int, sizes: Any, places: Any, rotary: Any, kept: int, dropout: Any
+) -> None:
+    """Gradients of the same.
+
+    Parameters
+    ----------
+    head, end, sizes, rotary, kept, dropout
+        See ``attend``.
+    places
+        As there, and of the gradients of results, which are given, and of queries, keys and values,
+        which are written, (8, 4).
+    """
+    H, T, K = sizes
+    long, L = _up(_up(T, ROWS), LANES), _up(K, LANES)
+    queries = np.empty((long, L), dtype=np.float32)
+    keys, values, turned = np.empty_like(queries), np.empty_like(queries), np.empty_like(queries)
+    to_queries, to_keys = np.empty_like(queries), np.empty_like(queries)
+    to_values, given = np.empty_like(queries), np.zeros((BLOCK, L), dtype=np.float32)
+    of_block, along = np.empty(BLOCK * _width(T), dtype=np.float32), np.zeros(BLOCK, np.float32)
+    shares = np.empty(of_block.size if dropout[1] > 0 else 0, dtype=np.float32)
+    scale, one = np.float32(1) / np.sqrt(np.float32(K)), np.float32(1)
+    none = np.empty((0, 0), dtype=np.float32)
+    for n in range(head, end):
+        place = places[:, 0] + SIZE * (n // H * places[:, 1] + n % H * places[:, 2])
+        _read(place[0], places[0, 3], sizes, scale, rotary, queries)
+        _read(place[1], places[1, 3], sizes, one, rotary, keys)
+        _read(place[2], places[2, 3], sizes, one, (none, none), values)
+        turn(values.ctypes.data, L, long, L, turned.ctypes.data)
+        to_keys[:], to_values[:] = 0, 0
+        at = kept + SIZE * n * kept_of_head(T)
+        for start in range(0, T, BLOCK):
+            stop = min(start + BLOCK, T)
+            W, R = _width(stop), _up(stop - start, ROWS)
+            scales = carray(pointer(at), (BLOCK,))
+            weights = carray(pointer(at + SIZE * BLOCK), (R, W))
+            at += SIZE * BLOCK * (1 + W)
+            for r in range(stop - start):
+                result = _row(place[3], (start + r) * places[3, 3], K)
+                to_result = _row(place[4], (start + r) * places[4, 3], K)
+                total = np.float32(0)
+                for k in range(K):
+                    given[r, k] = to_result[k] * scales[r]
+                    total += to_result[k] * result[k]
+                along[r] = total * scales[r]
+            for r in range(stop - start, R):
+                # What fills the last tile up has weights, but no results.
+                given[r], along[r] = 0, 0
+            to_scores = of_block[: R * W].reshape(R, W)
+            _score(given[:R], start, T, turned, K, to_scores)
+            used = weights
+            if shares.size > 0:
+                used = shares[: R * W].reshape(R, W)
+                _draw_shares(used, n * T + start, dropout)
+                for r in range(R):
+                    for w in range(W):
+                        to_scores[r, w] *= used[r, w]
+                        used[r, w] *= weights[r, w]
+            for r in range(R):
+                # Beyond these nothing was computed.
+                tiles = _up(min(start + _up(r + 1, ROWS), T), LANES)
+                for w in range(tiles):
+                    to_scores[r, w] = weights[r, w] * (to_scores[r, w] - along[r])
+                for w in range(tiles, W):
+                    to_scores[r, w] = 0
+            _gather(to_scores, start, T, keys, to_queries[start : start + R])
+            add_turned(
+                *(used.ctypes.data, W, stop, given.ctypes.data, L, L // LANES),
+                *(to_values.ctypes.data, L, stop - start),
+            )
+            add_turned(
+                *(to_scores.ctypes.data, W, stop, queries[start].ctypes.data, L, L // LANES),
+                *(to_keys.ctypes.data, L, stop - start),
+            )
+        _write(to_queries, sizes, scale, rotary, place[5], places[5, 3])
+        _write(to_keys, sizes, one, rotary, place[6], places[6, 3])
+        _write(to_values, sizes, one, (none, none), place[7], places[7, 3])
