@@ -23,7 +23,11 @@ from timing.backtest import candle_frame, series_of
 from timing.clock import Plan, Seconds, WrongAnswer, now, row
 
 BATCH, CONTEXT, HORIZON = 32, 512, 49
-STEPS = 3
+WARM_UP, STEPS = 3, 3
+"""Steps of each side before those that count, and these. In the first ones the system hands out
+pages for memory that the process has not had before, which on some machines takes as long as half a
+step; a training has thousands."""
+
 NOTHING_VARIED = dict.fromkeys(
     ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
 )
@@ -183,7 +187,7 @@ def original_steps(
 
 def run(plan: Plan) -> list[dict[str, Any]]:
     """Rows of both stages; bf16 beside float32."""
-    batch, steps = (4, 3) if plan.quick else (BATCH, STEPS)
+    batch, steps = 4 if plan.quick else BATCH, WARM_UP + STEPS
     rows = []
     for size in ("mini",) if plan.quick else ("mini", "small"):
         for precision in ("32-true", "bf16-mixed"):
@@ -196,12 +200,11 @@ def run(plan: Plan) -> list[dict[str, Any]]:
             for stage in ("tokenizer", "predictor"):
                 if stage == "tokenizer" and size != "mini":
                     continue
-                # The first step of each side is its warm-up.
-                theirs = original_steps(nets, stage, given, steps, precision)[1:]
+                theirs = original_steps(nets, stage, given, steps, precision)[WARM_UP:]
                 for name in times:
                     if not name.startswith(stage):
                         continue
-                    mine = times[name][1:]
+                    mine = times[name][WARM_UP:]
                     tokens = batch * (CONTEXT + HORIZON)
                     rows.append(
                         row(

@@ -10,7 +10,6 @@ Shapes by letter: B windows, H heads of a window, T bars, K width of a head.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from darts_kronos.nn.kernel_modules import attention_kernels
 from darts_kronos.nn.kernels import plain_on_cpu
 from darts_kronos.nn.rotary import Rotary, rotate
+from darts_kronos.nn.sharing import share
 
 THREADS_OUTDONE = 2
 """Threads up to which the kernels were measured to be faster than torch."""
@@ -29,9 +29,6 @@ THREADS_OUTDONE = 2
 BARS_PER_CHANNEL = 16
 """Bars of a window for each channel of a head up to which weights are kept for the gradients: they
 are fewer then than what the other layers keep. With dropout torch keeps them itself."""
-
-PARTS_OF_A_THREAD = 4
-"""Shares of the heads that each thread takes, one after the other."""
 
 SHARES = 2**32
 """Of the weights, as dropout counts them."""
@@ -167,14 +164,7 @@ class _Call:
         def run(start: int, end: int) -> None:
             kernel(start, end, sizes, places, self.rotary, address, self.dropout)
 
-        threads = min(torch.get_num_threads(), count)
-        if threads <= 1:
-            return run(0, count)
-        # More parts than threads: another process may have one of the cores.
-        parts = min(count, PARTS_OF_A_THREAD * threads)
-        ends = [count * part // parts for part in range(parts + 1)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, ends, ends[1:]))
+        share(run, count)
 
 
 class _Attention(torch.autograd.Function):

@@ -16,8 +16,8 @@ import numpy as np
 from numba import carray, float32, int64, uint32
 from numba.core import types
 
-from darts_kronos.nn.compiling import MATRIX, ROW, Array, compiled, exponentials, pointer
-from darts_kronos.nn.tiles import LANES, ROWS, SIZE, add_turned, highest, multiply, turn
+from darts_kronos.nn.compiling import MATRIX, ROW, SIZE, Array, compiled, exponentials, pointer
+from darts_kronos.nn.tiles import LANES, ROWS, add_turned, highest, multiply, turn
 
 BLOCK = 24
 """Rows of a block: whole tiles of any size."""
@@ -107,11 +107,12 @@ def _score(rows: Array, first: int, T: int, turned: Array, K: int, out: Array) -
     tiles that no bar sees are not.
     """
     (R, L), W = rows.shape, out.shape[1]
+    zeros = np.zeros(LANES, dtype=np.float32)
     for r in range(0, R, ROWS):
         panels = _up(min(first + r + ROWS, T), LANES) // LANES
         multiply(
             *(rows[r].ctypes.data, L, ROWS, turned.ctypes.data, LANES, LANES * L, panels),
-            *(out[r].ctypes.data, W, K),
+            *(zeros.ctypes.data, 0, 0, out[r].ctypes.data, W, K),
         )
 
 
@@ -119,9 +120,11 @@ def _score(rows: Array, first: int, T: int, turned: Array, K: int, out: Array) -
 def _gather(weights: Array, first: int, T: int, rows: Array, out: Array) -> None:
     """The sums, (R, L), of what bars from number `first` on see of `rows`, by weights (R, W)."""
     (R, W), L = weights.shape, rows.shape[1]
+    zeros = np.zeros(LANES, dtype=np.float32)
     for r in range(0, R, ROWS):
         multiply(
             *(weights[r].ctypes.data, W, ROWS, rows.ctypes.data, L, LANES, L // LANES),
+            *(zeros.ctypes.data, 0, 0),
             *(out[r].ctypes.data, L, min(first + r + ROWS, T)),
         )
 

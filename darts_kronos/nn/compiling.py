@@ -1,7 +1,8 @@
 """What kernels that numba compiles are made with: the compiler, addresses, exponentials.
 
 Kernels are compiled when their module is imported; the machine code is kept for later processes
-where numba finds a folder for it.
+where numba finds a folder for it, until the file changes that the kernel is in. After a change of
+what it calls in another file, that one has to be touched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import float32, int32, int64, njit, void
 from numba.core import types
 from numba.extending import intrinsic
@@ -19,6 +21,9 @@ Array = NDArray[np.float32]
 Kernel = Callable[..., Any]
 
 ROW, MATRIX, CUBE = float32[::1], float32[:, ::1], float32[:, :, ::1]
+
+SIZE = 4
+"""Bytes of a number."""
 
 REORDERED = {"reassoc", "contract", "nsz"}
 """What the compiler may do to sums: add in another order. NaN and infinity stay what they are."""
@@ -68,6 +73,27 @@ def _as_float(typing: Any, bits: Any) -> Any:
 
 float_of_bits: Any = intrinsic(_as_float)
 """The float32 that has the bits of an int32."""
+
+
+def _as_prefetch(typing: Any, address: Any) -> Any:
+    """How numba is to compile ``prefetch``."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.inttoptr(arguments[0], byte)
+        builder.call(function, [place, number(TO_READ), number(SECOND_CACHE), number(DATA)])
+        return context.get_dummy_value()
+
+    return void(int64), build
+
+
+TO_READ, SECOND_CACHE, DATA = 0, 2, 1
+"""What LLVM is told of a prefetch: for what, how near to the processor, and of which memory."""
+
+prefetch: Any = intrinsic(_as_prefetch)
+"""Ask for the cache line at an address."""
 
 
 @compiled(ROW, fastmath=IN_ORDER)

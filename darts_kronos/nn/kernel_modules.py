@@ -26,6 +26,21 @@ def row_kernels() -> ModuleType | None:
 
 
 def attention_kernels() -> ModuleType | None:
-    """The kernels of attention; None, too, where the processor has too few registers for them."""
+    """The kernels of attention."""
+    return _of_tiles("attention_kernels")
+
+
+def linear_kernels() -> ModuleType | None:
+    """The kernels of linear layers of many rows."""
+    return _of_tiles("linear_kernels")
+
+
+def layer_kernels() -> ModuleType | None:
+    """The kernels of what comes between products."""
+    return kernel_module("layer_kernels")
+
+
+def _of_tiles(name: str) -> ModuleType | None:
+    """A module of these; None, too, where the processor has too few registers for tiles."""
     tiles = kernel_module("tiles")
-    return kernel_module("attention_kernels") if tiles is not None and tiles.HAS_REGISTERS else None
+    return kernel_module(name) if tiles is not None and tiles.HAS_REGISTERS else None

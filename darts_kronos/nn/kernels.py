@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.rows import RowProduct, is_row
+from darts_kronos.nn.tiled_linear import TiledLinear, takes
 
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers above one work, and gain nearly as much."""
@@ -126,6 +127,9 @@ def _onednn_has(dtype: torch.dtype) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias``, (..., O), of inputs (..., I), with gradients."""
+    if plain_on_cpu(x, weight) and takes(x, weight):
+        tiled: Tensor = TiledLinear.apply(x.contiguous(), weight.contiguous(), bias)
+        return tiled
     if _by_onednn(x, weight) and x.numel() > 0:
         # Of parts of larger tensors oneDNN makes nothing fast.
         out: Tensor = _OneDnnLinear.apply(x.contiguous(), weight.contiguous(), bias)

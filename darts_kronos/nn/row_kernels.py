@@ -21,20 +21,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import boolean, carray, float32, float64, int64, void
+from numba import boolean, carray, float32, float64, int64
 from numba.core import types
-from numba.extending import intrinsic
 
 from darts_kronos.nn.compiling import (
     CUBE,
     IN_ORDER,
     MATRIX,
     ROW,
+    SIZE,
     Array,
     compiled,
     exponentials,
     pointer,
+    prefetch,
 )
 
 ADDRESSES, TOKENS, WINDOWS = int64[:, ::1], int64[:, :, ::1], int64[::1]
@@ -51,28 +51,6 @@ LINE = 16
 
 NONE = np.empty(0, dtype=np.float32)
 """The bias of a layer without one."""
-
-
-def _as_prefetch(typing: Any, array: Any, at: Any) -> Any:
-    """How numba is to compile ``_prefetch``."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = context.make_array(signature.args[0])(context, builder, arguments[0])
-        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.bitcast(builder.gep(values.data, [arguments[1]]), byte)
-        builder.call(prefetch, [place, number(TO_READ), number(SECOND_CACHE), number(DATA)])
-        return context.get_dummy_value()
-
-    return void(array, int64), build
-
-
-TO_READ, SECOND_CACHE, DATA = 0, 2, 1
-"""What LLVM is told of a prefetch: for what, how near to the processor, and of which memory."""
-
-_prefetch: Any = intrinsic(_as_prefetch)
-"""Ask for the cache line of a number of an array, counted from the first."""
 
 
 @compiled(MATRIX, ROW, ROW)
@@ -98,7 +76,7 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
             # Memory gives four rows at a time slowly: the next are on their way meanwhile.
             end = min(coming + lines * LINE, weight.size)
             for at in range(coming, end, LINE):
-                _prefetch(weight, at)
+                prefetch(weight.ctypes.data + SIZE * at)
             coming = end
             # Each number that is read serves two sums or four, and all eight stay in registers.
             # Where the last row is alone, the one before it is done again.

@@ -18,7 +18,7 @@ from numba import config, float32, int64, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from darts_kronos.nn.compiling import compiled
+from darts_kronos.nn.compiling import SIZE, compiled
 
 LANES = 16
 """Numbers that are taken together: a cache line. Narrower vectors take them in parts."""
@@ -36,8 +36,6 @@ HAS_REGISTERS = not {"+avx512f", "+avx2", "+neon"}.isdisjoint(_FEATURES)
 
 FLOAT, NUMBER, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 POINTER, VECTOR = FLOAT.as_pointer(), ir.VectorType(FLOAT, LANES)
-SIZE = 4
-"""Bytes of a number, which is all that vectors are aligned to."""
 
 
 def _load(builder: Any, place: Any) -> Any:
@@ -64,40 +62,49 @@ def _spread(builder: Any, place: Any) -> Any:
     return _shuffle(builder, vector, undefined, [0] * LANES)
 
 
-def _tile(turned: bool, add: bool) -> Any:
-    """A tile of ``a @ b``, or of ``a.T @ b``, which is written to `out` or added there.
+def _tile(rows: int, turned: bool) -> Any:
+    """A tile of so many rows of ``a @ b``, or of ``a.T @ b``, added to `start`.
 
-    Its arguments are `a` and how far its rows are apart, the same of `b`, the same of `out`, and
-    over how many numbers each sum goes.
+    Its arguments are four matrices, `a`, `b`, `start` and `out`, each with how far its rows are
+    apart, and over how many numbers a sum goes.
     """
 
     def as_tile(
-        typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, out: Any, out_stride: Any, n: Any
+        typing: Any,
+        a: Any,
+        a_stride: Any,
+        b: Any,
+        b_stride: Any,
+        start: Any,
+        start_stride: Any,
+        out: Any,
+        out_stride: Any,
+        n: Any,
     ) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a, a_stride, b, b_stride, out, out_stride, n = arguments
-            a, b, out = (builder.inttoptr(one, POINTER) for one in (a, b, out))
+            *matrices, n = arguments
+            a, b, start, out = (builder.inttoptr(one, POINTER) for one in matrices[::2])
+            a_stride, b_stride, start_stride, out_stride = matrices[1::2]
             kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
             fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
 
-            def rows(start: Any, stride: Any) -> list[Any]:
-                return [builder.gep(start, [builder.mul(stride, NUMBER(r))]) for r in range(ROWS)]
+            def places(start: Any, stride: Any) -> list[Any]:
+                return [builder.gep(start, [builder.mul(stride, NUMBER(r))]) for r in range(rows)]
 
-            a_rows = None if turned else rows(a, a_stride)
-            places = rows(out, out_stride)
-            zeros = ir.Constant(VECTOR, [0.0] * LANES)
-            first = [_load(builder, place) if add else zeros for place in places]
+            a_rows = None if turned else places(a, a_stride)
+            first = [_load(builder, place) for place in places(start, start_stride)]
+            out_rows = places(out, out_stride)
             before = builder.basic_block
             loop, after = (builder.append_basic_block(name) for name in ("sums", "summed"))
             builder.cbranch(builder.icmp_signed(">", n, NUMBER(0)), loop, after)
 
             builder.position_at_end(loop)
             k = builder.phi(NUMBER)
-            sums = [builder.phi(VECTOR) for _ in range(ROWS)]
+            sums = [builder.phi(VECTOR) for _ in range(rows)]
             of_b = _load(builder, builder.gep(b, [builder.mul(k, b_stride)]))
             if a_rows is None:
                 step = builder.gep(a, [builder.mul(k, a_stride)])
-                numbers = [builder.gep(step, [NUMBER(r)]) for r in range(ROWS)]
+                numbers = [builder.gep(step, [NUMBER(r)]) for r in range(rows)]
             else:
                 numbers = [builder.gep(row, [k]) for row in a_rows]
             more = [
@@ -105,28 +112,31 @@ def _tile(turned: bool, add: bool) -> Any:
                 for number, one in zip(numbers, sums, strict=True)
             ]
             next_k = builder.add(k, NUMBER(1))
-            for value, start, end in zip(
+            for value, begin, end in zip(
                 [k, *sums], [NUMBER(0), *first], [next_k, *more], strict=True
             ):
-                value.add_incoming(start, before)
+                value.add_incoming(begin, before)
                 value.add_incoming(end, loop)
             builder.cbranch(builder.icmp_signed("<", next_k, n), loop, after)
 
             builder.position_at_end(after)
-            found = [builder.phi(VECTOR) for _ in range(ROWS)]
-            for value, start, end in zip(found, first, more, strict=True):
-                value.add_incoming(start, before)
+            found = [builder.phi(VECTOR) for _ in range(rows)]
+            for value, begin, end in zip(found, first, more, strict=True):
+                value.add_incoming(begin, before)
                 value.add_incoming(end, loop)
-            for value, place in zip(found, places, strict=True):
+            for value, place in zip(found, out_rows, strict=True):
                 _store(builder, value, place)
             return context.get_dummy_value()
 
-        return void(a, a_stride, b, b_stride, out, out_stride, n), build
+        given = a, a_stride, b, b_stride, start, start_stride, out, out_stride, n
+        return void(*given), build
 
     return intrinsic(as_tile)
 
 
-_write_tile, _add_turned_tile = _tile(turned=False, add=False), _tile(turned=True, add=True)
+_tile_of_rows, _pair_of_columns = _tile(ROWS, turned=False), _tile(2, turned=True)
+
+tile_of_columns: Any = _tile(ROWS, turned=True)
 
 
 def _as_square(typing: Any, source: Any, stride: Any, out: Any) -> Any:
@@ -197,7 +207,7 @@ highest: Any = intrinsic(_as_highest)
 """The highest of some numbers, of which there are a multiple of ``LANES``; not if one is NaN."""
 
 
-@compiled(*[int64] * 10)
+@compiled(*[int64] * 13)
 def multiply(
     a: int,
     a_stride: int,
@@ -206,11 +216,14 @@ def multiply(
     b_stride: int,
     b_panel: int,
     panels: int,
+    start: int,
+    start_stride: int,
+    start_panel: int,
     out: int,
     out_stride: int,
     n: int,
 ) -> None:
-    """Write ``a @ b`` to `out`.
+    """Write ``start + a @ b`` to `out`.
 
     Parameters
     ----------
@@ -220,21 +233,19 @@ def multiply(
     b, b_stride, b_panel, panels
         The second, whose columns are `panels` panels of ``LANES`` each; how far rows, and panels,
         are apart.
+    start, start_stride, start_panel
+        What the sums start with. Where it is the same for all rows, or panels, these are 0 apart.
     out, out_stride
-        The product.
+        The result.
     n
         Columns of the first.
     """
     for r in range(0, rows, ROWS):
         for p in range(panels):
-            _write_tile(
-                a + SIZE * r * a_stride,
-                a_stride,
-                b + SIZE * p * b_panel,
-                b_stride,
-                out + SIZE * (r * out_stride + p * LANES),
-                out_stride,
-                n,
+            _tile_of_rows(
+                *(a + SIZE * r * a_stride, a_stride, b + SIZE * p * b_panel, b_stride),
+                *(start + SIZE * (r * start_stride + p * start_panel), start_stride),
+                *(out + SIZE * (r * out_stride + p * LANES), out_stride, n),
             )
 
 
@@ -250,13 +261,13 @@ def add_turned(
     out_stride: int,
     n: int,
 ) -> None:
-    """Add ``a.T @ b`` to `out`, of `n` rows of both.
+    """Add ``a.T @ b`` to `out`.
 
     Parameters
     ----------
     a, a_stride, columns
-        Where the first matrix is, how far its rows are apart, and how many columns it has, in tiles
-        as rows are in ``multiply``.
+        Where the first matrix is, how far its rows are apart, and how many columns it has; where
+        that is odd, one more is read, and written.
     b, b_stride, panels
         The second, whose columns are `panels` times ``LANES``.
     out, out_stride
@@ -264,16 +275,20 @@ def add_turned(
     n
         Rows of both.
     """
-    for c in range(0, columns, ROWS):
+    whole = columns - columns % ROWS
+    for c in range(0, whole, ROWS):
         for p in range(panels):
-            _add_turned_tile(
-                a + SIZE * c,
-                a_stride,
-                b + SIZE * p * LANES,
-                b_stride,
-                out + SIZE * (c * out_stride + p * LANES),
-                out_stride,
-                n,
+            place = out + SIZE * (c * out_stride + p * LANES)
+            tile_of_columns(
+                *(a + SIZE * c, a_stride, b + SIZE * p * LANES, b_stride),
+                *(place, out_stride, place, out_stride, n),
+            )
+    for c in range(whole, columns, 2):
+        for p in range(panels):
+            place = out + SIZE * (c * out_stride + p * LANES)
+            _pair_of_columns(
+                *(a + SIZE * c, a_stride, b + SIZE * p * LANES, b_stride),
+                *(place, out_stride, place, out_stride, n),
             )
 
 

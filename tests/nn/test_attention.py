@@ -262,15 +262,19 @@ class TestTiles:
     def test_of_rows(self, count, panels, n):
         rows = count * tiles.ROWS
         a, b = self.random(rows, n), self.random(n + 1, panels * tiles.LANES)
-        out = self.random(rows, panels * tiles.LANES)
-        tiles.multiply(
-            *self.place(a), rows, *self.place(b), tiles.LANES, panels, *self.place(out), n
-        )
-        np.testing.assert_allclose(out, a @ b[:n], rtol=1e-5, atol=1e-5)
+        start, out = (self.random(rows, panels * tiles.LANES) for _ in range(2))
+        given = *self.place(a), rows, *self.place(b), tiles.LANES, panels
+        tiles.multiply(*given, *self.place(start), tiles.LANES, *self.place(out), n)
+        np.testing.assert_allclose(out, start + a @ b[:n], rtol=1e-5, atol=1e-5)
+        # The same row for all, and the same numbers for all panels.
+        tiles.multiply(*given, start.ctypes.data, 0, 0, *self.place(out), n)
+        first = np.tile(start[0, : tiles.LANES], panels)
+        np.testing.assert_allclose(out, first + a @ b[:n], rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize(("count", "panels", "n"), [(1, 1, 1), (3, 4, 7), (2, 3, 0)])
-    def test_of_columns(self, count, panels, n):
-        columns = count * tiles.ROWS
+    @pytest.mark.parametrize(
+        ("columns", "panels", "n"), [(2, 1, 1), (3 * tiles.ROWS, 4, 7), (tiles.ROWS + 4, 3, 2)]
+    )
+    def test_of_columns(self, columns, panels, n):
         a, b = self.random(n + 1, columns), self.random(n + 1, panels * tiles.LANES)
         out = self.random(columns, panels * tiles.LANES)
         expected = out + a[:n].T @ b[:n]

@@ -1,0 +1,84 @@
+"""What layers do between their products, each in one pass over memory, compiled by numba.
+
+Shapes by letter: N rows, D width of the model, F width of the feed-forward.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float64, int64
+
+from darts_kronos.nn.compiling import MATRIX, ROW, Array, compiled, exponentials
+
+
+@compiled(*(int64, int64, MATRIX, MATRIX))
+def gate(first: int, end: int, gate_value: Array, out: Array) -> None:
+    """Some rows of ``silu(gate) * value``, (N, F), of both in one, (N, 2 F), in that order."""
+    F = out.shape[1]
+    powers = np.empty(F, dtype=np.float32)
+    for n in range(first, end):
+        for f in range(F):
+            powers[f] = -gate_value[n, f]
+        exponentials(powers)
+        for f in range(F):
+            out[n, f] = gate_value[n, f] * gate_value[n, F + f] / (np.float32(1) + powers[f])
+
+
+@compiled(*(int64, int64, MATRIX, MATRIX, MATRIX))
+def to_gate(first: int, end: int, gate_value: Array, gradient: Array, out: Array) -> None:
+    """Some rows of its gradient, (N, 2 F), given that of the results, (N, F)."""
+    F = gradient.shape[1]
+    powers = np.empty(F, dtype=np.float32)
+    one = np.float32(1)
+    for n in range(first, end):
+        for f in range(F):
+            powers[f] = -gate_value[n, f]
+        exponentials(powers)
+        for f in range(F):
+            gate, share = gate_value[n, f], one / (one + powers[f])
+            of_row = gradient[n, f] * share
+            out[n, f] = of_row * gate_value[n, F + f] * (one + gate * (one - share))
+            out[n, F + f] = of_row * gate
+
+
+@compiled(*(int64, int64, MATRIX, ROW, float64, MATRIX, ROW))
+def norm(
+    first: int, end: int, x: Array, weight: Array, eps: float, out: Array, scales: Array
+) -> None:
+    """Some rows of `x`, (N, D), over their root mean squares, times `weight`.
+
+    The factor of each row is written to `scales`, (N,).
+    """
+    D = x.shape[1]
+    for n in range(first, end):
+        squares = np.float32(0)
+        for d in range(D):
+            squares += x[n, d] * x[n, d]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(D) + np.float32(eps))
+        scales[n] = scale
+        for d in range(D):
+            out[n, d] = x[n, d] * scale * weight[d]
+
+
+@compiled(*(int64, int64, MATRIX, ROW, ROW, MATRIX, MATRIX, ROW))
+def to_norm(
+    first: int,
+    end: int,
+    x: Array,
+    weight: Array,
+    scales: Array,
+    gradient: Array,
+    out: Array,
+    to_weight: Array,
+) -> None:
+    """Some rows of its gradient, (N, D); what they add to the weight's is added to `to_weight`."""
+    D = x.shape[1]
+    for n in range(first, end):
+        along, scale = np.float32(0), scales[n]
+        for d in range(D):
+            product = gradient[n, d] * x[n, d]
+            along += product * weight[d]
+            to_weight[d] += product * scale
+        along *= scale * scale * scale / np.float32(D)
+        for d in range(D):
+            out[n, d] = gradient[n, d] * weight[d] * scale - x[n, d] * along
