@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.kernel_modules import attention_kernels
-from darts_kronos.nn.kernels import plain_on_cpu
+from darts_kronos.nn.kernels import drawn, plain_on_cpu
 from darts_kronos.nn.rotary import Rotary, rotate
 from darts_kronos.nn.sharing import share
 
@@ -29,9 +29,6 @@ THREADS_OUTDONE = 2
 BARS_PER_CHANNEL = 16
 """Bars of a window for each channel of a head up to which weights are kept for the gradients: they
 are fewer then than what the other layers keep. With dropout torch keeps them itself."""
-
-SHARES = 2**32
-"""Of the weights, as dropout counts them."""
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
@@ -129,9 +126,7 @@ class _Call:
         if rotary is not None:
             tables = [one.contiguous().numpy() for one in rotary]
         self.rotary = tuple(tables)
-        number = int(torch.randint(SHARES, ())) if dropout > 0 else 0
-        left_out = min(round(dropout * SHARES), SHARES - 1)
-        self.dropout = np.uint32(number), np.uint32(left_out)
+        self.dropout = drawn(dropout)
 
     def kept(self, like: Tensor) -> Tensor:
         """Room for what gradients take."""

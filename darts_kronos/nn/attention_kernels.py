@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, float32, int64, uint32
+from numba import carray, float32, int64
 from numba.core import types
 
 from darts_kronos.nn.compiling import MATRIX, ROW, SIZE, Array, compiled, exponentials, pointer
+from darts_kronos.nn.layer_kernels import DROPOUT, draw_shares
 from darts_kronos.nn.tiles import LANES, ROWS, add_turned, highest, multiply, turn
 
 BLOCK = 24
@@ -24,7 +25,6 @@ BLOCK = 24
 
 PLACES = int64[:, ::1]
 SIZES = types.UniTuple(int64, 3)
-DROPOUT = types.Tuple((uint32, uint32))
 ROTARY = types.UniTuple(MATRIX, 2)
 
 
@@ -150,31 +150,6 @@ def _weigh(scores: Array, first: int, scales: Array) -> None:
         scales[r] = np.float32(1) / total
 
 
-@compiled(uint32, returns=uint32)
-def _mixed(x: Any) -> Any:
-    """A number whose bits look as if they were drawn, by `x` (lowbias32 of C. Wellons)."""
-    x = np.uint32(x ^ (x >> np.uint32(16)))
-    x = np.uint32(x * np.uint32(0x7FEB352D))
-    x = np.uint32(x ^ (x >> np.uint32(15)))
-    x = np.uint32(x * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> np.uint32(16)))
-
-
-@compiled(MATRIX, int64, DROPOUT)
-def _draw_shares(out: Array, row: int, dropout: Any) -> None:
-    """Fill `out`, (R, W), of rows from number `row` on of all, with 0 for what is left out.
-
-    The rest makes up for it.
-    """
-    seed, left_out = dropout
-    share = np.float32(1 / (1 - left_out / 2**32))
-    for r in range(len(out)):
-        start = _mixed(np.uint32(_mixed(np.uint32(row + r)) ^ seed))
-        for w in range(out.shape[1]):
-            bits = _mixed(np.uint32(start + np.uint32(np.uint32(w) * np.uint32(0x9E3779B9))))
-            out[r, w] = share if bits >= left_out else np.float32(0)
-
-
 @compiled(*(int64, int64, SIZES, PLACES, ROTARY, int64, DROPOUT))
 def attend(
     head: int, end: int, sizes: Any, places: Any, rotary: Any, kept: int, dropout: Any
@@ -225,7 +200,7 @@ def attend(
             _weigh(weights, start, scales)
             if shares.size > 0:
                 used = shares[: R * W].reshape(R, W)
-                _draw_shares(used, n * T + start, dropout)
+                draw_shares(used, n * T + start, dropout)
                 for r in range(R):
                     for w in range(W):
                         used[r, w] *= weights[r, w]
@@ -291,7 +266,7 @@ def to_attended(
             used = weights
             if shares.size > 0:
                 used = shares[: R * W].reshape(R, W)
-                _draw_shares(used, n * T + start, dropout)
+                draw_shares(used, n * T + start, dropout)
                 for r in range(R):
                     for w in range(W):
                         to_scores[r, w] *= used[r, w]

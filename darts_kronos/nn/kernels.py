@@ -15,16 +15,23 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from darts_kronos.nn.kernel_modules import layer_kernels
 from darts_kronos.nn.rows import RowProduct, is_row
+from darts_kronos.nn.sharing import share
 from darts_kronos.nn.tiled_linear import TiledLinear, takes
 
 PACKED_FOR = 80
 """Rows that weights are laid out for; other numbers above one work, and gain nearly as much."""
+
+ROWS_OF_A_PART = 256
+"""Rows that it pays to give a thread of its own for what comes between products."""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -169,35 +176,46 @@ def are_plain(*layers: nn.Module) -> bool:
     return all(type(layer) is Linear for layer in layers)
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMS-normalised `x`, in few passes over memory, and the factor of each row."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = (length.square() / x.shape[-1] + eps).rsqrt()
-    return (x * inverse).mul_(weight), inverse
+def _rows(x: Tensor) -> NDArray[np.float32]:
+    """Rows of the last axis, which share the memory of a tensor in one piece."""
+    return x.detach().view(x.shape[:-1].numel(), x.shape[-1]).numpy()
+
+
+def _share_rows(kernel: Any, x: Tensor, *given: Any) -> None:
+    """Give threads rows of their own, of `x` and of what the kernel is given after it."""
+    rows = _rows(x)
+    share(lambda first, end: kernel(first, end, rows, *given), len(rows), ROWS_OF_A_PART)
 
 
 class _Normed(torch.autograd.Function):
-    """The same with its gradients."""
+    """RMS normalisation and its gradients, each in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, inverse = _normed(x, weight, eps)
-        ctx.save_for_backward(x, weight, inverse)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, kernels: Any) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        out, scales = torch.empty_like(x), x.new_empty(x.shape[:-1].numel())
+        given = weight.detach().numpy(), eps, _rows(out), scales.numpy()
+        _share_rows(kernels.norm, x, *given)
+        ctx.save_for_backward(x, weight, scales)
+        ctx.kernels = kernels
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, inverse = ctx.saved_tensors
-        of_x, of_weight, _ = ctx.needs_input_grad
-        products = gradient * x
-        to_x = to_weight = None
-        if of_weight:
-            to_weight = inverse.flatten() @ products.flatten(0, -2)
-        if of_x:
-            along = (products @ weight).unsqueeze(-1) * inverse.pow(3) / -x.shape[-1]
-            to_x = (gradient * weight).mul_(inverse).addcmul_(x, along)
-        return to_x, to_weight, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, scales = ctx.saved_tensors
+        to_x, parts = torch.empty_like(x), []
+        given = weight.detach().numpy(), scales.numpy(), _rows(gradient.contiguous()), _rows(to_x)
+
+        def of_part(first: int, end: int, rows: NDArray[np.float32], *given: Any) -> None:
+            to_weight = torch.zeros_like(weight)
+            ctx.kernels.to_norm(first, end, rows, *given, to_weight.numpy())
+            parts.append((first, to_weight))
+
+        _share_rows(of_part, x, *given)
+        # In order, so that a seed gives the same sums again.
+        in_order = [part for _, part in sorted(parts, key=lambda one: one[0])]
+        return to_x, torch.stack(in_order).sum(dim=0), None, None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -207,88 +225,81 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the shape of `x`, (..., D)."""
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
-            if not torch.is_grad_enabled():
-                return _normed(x, self.weight, self.eps)[0]
-            out: Tensor = _Normed.apply(x, self.weight, self.eps)
+        kernels = layer_kernels()
+        on_cpu = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        if kernels is not None and on_cpu and not torch.compiler.is_compiling():
+            out: Tensor = _Normed.apply(x, self.weight, self.eps, kernels)
             return out
         return super().forward(x)
 
 
-SHARES = 2**16
-"""Shares that dropout tells apart: as many as two random bytes have values."""
+SHARES = 2**32
+"""Entries that dropout counts by: as many as a random number has values."""
 
 
-def draw_shares(x: Tensor) -> Tensor:
-    """A share of ``SHARES`` for each entry of `x`, int16 from the least on, by which it may go.
-
-    Torch draws a number for each entry; here two bytes of a number do.
-    """
-    count = x.numel()
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)
-    return numbers.random_(-(2**63), None).view(torch.int16)[:count].view(x.shape)
-
-
-def dropout_scale(shares: Tensor, dropout: float, like: Tensor) -> Tensor:
-    """What each entry is multiplied by: 0, or what makes up for those that are left out."""
-    left_out = min(round(dropout * SHARES), SHARES - 1)
-    # Straight into the data type of the product: a tensor of bools takes four times as long.
-    kept = torch.ge(shares, left_out - SHARES // 2, out=torch.empty_like(like))
-    return kept.mul_(SHARES / (SHARES - left_out))
+def drawn(dropout: float) -> tuple[np.uint32, np.uint32]:
+    """What kernels are told of dropout: a number of torch's generator, and how many entries go."""
+    number = int(torch.randint(SHARES, ())) if dropout > 0 else 0
+    return np.uint32(number), np.uint32(min(round(dropout * SHARES), SHARES - 1))
 
 
 class _Dropped(torch.autograd.Function):
-    """Dropout, and that of its gradients."""
+    """Dropout, and that of its gradients; nothing is kept but the number that draws."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
-        shares = draw_shares(x)
-        ctx.save_for_backward(shares)
-        ctx.dropout = dropout
-        return dropout_scale(shares, dropout, x).mul_(x)
+    def forward(ctx: Any, x: Tensor, dropout: Any, kernels: Any) -> Tensor:
+        ctx.dropout, ctx.kernels = dropout, kernels
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        _share_rows(kernels.drop, x.contiguous(), dropout, _rows(out))
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (shares,) = ctx.saved_tensors
-        return dropout_scale(shares, ctx.dropout, gradient).mul_(gradient), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        out = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        _share_rows(ctx.kernels.drop, gradient.contiguous(), ctx.dropout, _rows(out))
+        return out, None, None
 
 
 class Dropout(nn.Dropout):
-    """Dropout of a share of the entries, in multiples of 1 / ``SHARES`` on CPUs."""
+    """Dropout of a share of the entries."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the shape of `x`."""
         if self.training and self.p > 0 and plain_on_cpu(x):
-            out: Tensor = _Dropped.apply(x, self.p)
-            return out
+            kernels = layer_kernels()
+            if kernels is not None:
+                out: Tensor = _Dropped.apply(x, drawn(self.p), kernels)
+                return out
         return super().forward(x)
 
 
 class _Gated(torch.autograd.Function):
-    """``silu(gate) * value`` and its gradients, in one piece; nothing in between is kept."""
+    """``silu(gate) * value`` and its gradients, in one pass; nothing in between is kept."""
 
     @staticmethod
-    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_value: Tensor, kernels: Any) -> Tensor:
+        gate_value = gate_value.contiguous()
         ctx.save_for_backward(gate_value)
-        gate, value = gate_value.chunk(2, dim=-1)
-        return F.silu(gate).mul_(value)
+        ctx.kernels = kernels
+        out = gate_value.new_empty(*gate_value.shape[:-1], gate_value.shape[-1] // 2)
+        _share_rows(kernels.gate, gate_value, _rows(out))
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (gate_value,) = ctx.saved_tensors
         out = torch.empty_like(gate_value)
-        (gate, value), (to_gate, to_value) = gate_value.chunk(2, dim=-1), out.chunk(2, dim=-1)
-        torch.mul(gradient, F.silu(gate), out=to_value)
-        torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
-        return out
+        _share_rows(ctx.kernels.to_gate, gate_value, _rows(gradient.contiguous()), _rows(out))
+        return out, None
 
 
 def gated(gate_value: Tensor) -> Tensor:
     """``silu(gate) * value``, (..., F), of both in one, (..., 2 F), in that order."""
-    if torch.is_grad_enabled() and plain_on_cpu(gate_value):
-        out: Tensor = _Gated.apply(gate_value)
+    kernels = layer_kernels()
+    if kernels is not None and plain_on_cpu(gate_value):
+        out: Tensor = _Gated.apply(gate_value, kernels)
         return out
     gate, value = gate_value.chunk(2, dim=-1)
     return F.silu(gate) * value

@@ -5,10 +5,15 @@ Shapes by letter: N rows, D width of the model, F width of the feed-forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import float64, int64
+from numba import float64, int64, uint32
+from numba.core import types
 
 from darts_kronos.nn.compiling import MATRIX, ROW, Array, compiled, exponentials
+
+DROPOUT = types.Tuple((uint32, uint32))
 
 
 @compiled(*(int64, int64, MATRIX, MATRIX))
@@ -82,3 +87,44 @@ def to_norm(
         along *= scale * scale * scale / np.float32(D)
         for d in range(D):
             out[n, d] = gradient[n, d] * weight[d] * scale - x[n, d] * along
+
+
+@compiled(uint32, returns=uint32)
+def _mixed(x: Any) -> Any:
+    """A number whose bits look as if they were drawn, by `x` (lowbias32 of C. Wellons)."""
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@compiled(MATRIX, int64, DROPOUT)
+def draw_shares(out: Array, first: int, dropout: Any) -> None:
+    """Fill rows, (N, D), with 0 for what is left out, and with what makes up for it.
+
+    Parameters
+    ----------
+    out
+        The rows.
+    first
+        Number of the first among all rows.
+    dropout
+        A number that draws, and how many of 2**32 entries are left out.
+    """
+    seed, left_out = dropout
+    share = np.float32(1 / (1 - left_out / 2**32))
+    for n in range(len(out)):
+        start = _mixed(np.uint32(_mixed(np.uint32(first + n)) ^ seed))
+        for d in range(out.shape[1]):
+            bits = _mixed(np.uint32(start + np.uint32(np.uint32(d) * np.uint32(0x9E3779B9))))
+            out[n, d] = share if bits >= left_out else np.float32(0)
+
+
+@compiled(*(int64, int64, MATRIX, DROPOUT, MATRIX))
+def drop(first: int, end: int, x: Array, dropout: Any, out: Array) -> None:
+    """Some rows of `x`, (N, D), or of their gradient, with entries left out."""
+    for n in range(first, end):
+        draw_shares(out[n : n + 1], n, dropout)
+        for d in range(x.shape[1]):
+            out[n, d] *= x[n, d]
