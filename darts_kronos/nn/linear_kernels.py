@@ -6,7 +6,6 @@ Shapes by letter: N rows, I and O widths in and out, both multiples of ``LANES``
 from __future__ import annotations
 
 import numpy as np
-from numba import int64
 
 from darts_kronos.nn.compiling import CUBE, MATRIX, ROW, SIZE, Array, compiled, prefetch
 from darts_kronos.nn.tiles import LANES, ROWS, add_turned, multiply, tile_of_columns, turn
@@ -32,14 +31,12 @@ def cut_weight(weight: Array, out: Array) -> None:
                 out[p, o, lane] = weight[o, p * LANES + lane]
 
 
-@compiled(*(int64, int64, MATRIX, CUBE, ROW, MATRIX))
-def product(first: int, end: int, x: Array, panels: Array, bias: Array, out: Array) -> None:
-    """Some rows of ``x @ weight.T + bias``, ``ROWS`` at least.
+@compiled(MATRIX, CUBE, ROW, MATRIX)
+def product(x: Array, panels: Array, bias: Array, out: Array) -> None:
+    """``x @ weight.T + bias``, of ``ROWS`` rows at least.
 
     Parameters
     ----------
-    first, end
-        Which.
     x
         Inputs, (N, I).
     panels
@@ -52,8 +49,8 @@ def product(first: int, end: int, x: Array, panels: Array, bias: Array, out: Arr
     count, inputs, _ = panels.shape
     zeros = np.zeros(LANES, dtype=np.float32)
     start, apart = (bias.ctypes.data, LANES) if bias.size > 0 else (zeros.ctypes.data, 0)
-    for r in range(first, end, ROWS):
-        row = min(r, end - ROWS)  # the last ones may have been written before
+    for r in range(0, len(x), ROWS):
+        row = min(r, len(x) - ROWS)  # the last ones may have been written before
         multiply(
             *(x[row].ctypes.data, inputs, ROWS),
             *(panels.ctypes.data, LANES, inputs * LANES, count),
@@ -61,14 +58,12 @@ def product(first: int, end: int, x: Array, panels: Array, bias: Array, out: Arr
         )
 
 
-@compiled(*(int64, int64, MATRIX, MATRIX, MATRIX))
-def to_weight(first: int, end: int, gradient: Array, x: Array, out: Array) -> None:
-    """Some rows of the weight's gradient, ``gradient.T @ x``.
+@compiled(MATRIX, MATRIX, MATRIX)
+def to_weight(gradient: Array, x: Array, out: Array) -> None:
+    """The weight's gradient, ``gradient.T @ x``.
 
     Parameters
     ----------
-    first, end
-        Which, both multiples of ``LANES``.
     gradient
         Of the outputs, (N, O).
     x
@@ -76,13 +71,13 @@ def to_weight(first: int, end: int, gradient: Array, x: Array, out: Array) -> No
     out
         (O, I).
     """
-    N, inputs = x.shape
+    (N, inputs), width = x.shape, len(out)
     panels = inputs // LANES
     # A width of its own: rows that are a power of two apart drive each other out of the caches.
     stride = OUTPUTS_AT_ONCE + LANES
     part = np.empty((ROWS_AT_ONCE, stride), dtype=np.float32)
-    for o in range(first, end, OUTPUTS_AT_ONCE):
-        outputs = min(OUTPUTS_AT_ONCE, end - o)
+    for o in range(0, width, OUTPUTS_AT_ONCE):
+        outputs = min(OUTPUTS_AT_ONCE, width - o)
         whole, lines = outputs - outputs % ROWS, outputs // LANES
         out[o : o + outputs] = 0
         for n in range(0, N, ROWS_AT_ONCE):
@@ -94,7 +89,7 @@ def to_weight(first: int, end: int, gradient: Array, x: Array, out: Array) -> No
             # are on their way meanwhile.
             coming, of_outputs = n + ROWS_AT_ONCE, o
             if coming >= N:
-                coming, of_outputs = (0, o + outputs) if o + outputs < end else (N, o)
+                coming, of_outputs = (0, o + outputs) if o + outputs < width else (N, o)
             for c in range(0, whole, ROWS):
                 asked = coming + c * ROWS_AT_ONCE // whole
                 asked_to = min(coming + (c + ROWS) * ROWS_AT_ONCE // whole, N)

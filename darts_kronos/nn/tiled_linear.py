@@ -13,20 +13,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from darts_kronos.nn.kernel_modules import linear_kernels
-from darts_kronos.nn.sharing import share
-
-THREADS_OUTDONE = 2
-"""Threads up to which the kernels were measured to be faster than libraries."""
 
 LEAST_ROWS = 128
-"""Rows from which on it pays to lay the weight out for them, and those of a thread's part."""
+"""Rows from which on it pays to lay the weight out for them."""
 
 NO_BIAS = np.empty(0, dtype=np.float32)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels are there, and the faster way."""
-    if torch.get_num_threads() > THREADS_OUTDONE or x.shape[:-1].numel() < LEAST_ROWS:
+    """Whether the kernels are there, and the faster way.
+
+    With several threads libraries are: theirs do not sleep between products.
+    """
+    if torch.get_num_threads() > 1 or x.shape[:-1].numel() < LEAST_ROWS:
         return False
     kernels = linear_kernels()
     return kernels is not None and not any(width % kernels.LANES for width in weight.shape)
@@ -36,10 +35,9 @@ def _product(kernels: Any, x: Tensor, panels: Tensor, bias: Tensor | None) -> Te
     """Outputs (..., O) of inputs (..., I)."""
     outputs = panels.shape[0] * panels.shape[2]
     out = x.new_empty(*x.shape[:-1], outputs)
-    rows = x.view(-1, x.shape[-1])
+    rows, of_out = x.view(-1, x.shape[-1]).numpy(), out.view(-1, outputs).numpy()
     of_bias = NO_BIAS if bias is None else bias.detach().contiguous().numpy()
-    given = rows.numpy(), panels.numpy(), of_bias, out.view(-1, outputs).numpy()
-    share(lambda first, end: kernels.product(first, end, *given), len(rows), LEAST_ROWS)
+    kernels.product(rows, panels.numpy(), of_bias, of_out)
     return out
 
 
@@ -76,7 +74,6 @@ class TiledLinear(torch.autograd.Function):
         rows = gradient.view(-1, outputs)
         if of_weight:
             to_weight = torch.empty_like(weight)
-            given = rows.numpy(), x.view(-1, inputs).numpy(), to_weight.numpy()
-            share(lambda first, end: kernels.to_weight(first, end, *given), outputs, lanes)
+            kernels.to_weight(rows.numpy(), x.view(-1, inputs).numpy(), to_weight.numpy())
         to_bias = rows.sum(dim=0) if ctx.has_bias and of_bias else None
         return to_x, to_weight, to_bias

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from darts_kronos.nn import layers
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
-from darts_kronos.nn.kernels import Dropout, gated
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.rotary import rotary_table, rotate
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -194,56 +192,3 @@ class TestParts:
         assert layers.windows_at_once(7, 1000, on_cpu) == 1
         assert layers.windows_at_once(7, 10, on_cpu.half()) == 4
         assert layers.windows_at_once(7, 10, on_cpu.to("meta")) == 7
-
-
-class TestDropout:
-    @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
-    def test_it_leaves_out_its_share_and_makes_up_for_it(self, share):
-        torch.manual_seed(0)
-        x = torch.full((1000, 401), 2.0, requires_grad=True)
-        out = Dropout(share)(x)
-        left = out.detach() != 0
-        assert 1 - left.float().mean() == pytest.approx(share, abs=3e-3 * (1 - share) ** 0.5)
-        scale = out[left].unique()
-        assert scale.tolist() == [pytest.approx(2 / (1 - share), rel=1e-2)]
-        assert out.mean().item() == pytest.approx(2.0, rel=0.15 if share > 0.9 else 0.01)
-        gradient = torch.randn_like(x)
-        out.backward(gradient)
-        torch.testing.assert_close(x.grad, gradient * left * scale / 2)
-
-    def test_entries_are_left_out_one_by_one(self):
-        torch.manual_seed(0)
-        left = (Dropout(0.5)(torch.ones(4000, 64)) != 0).float()
-        assert abs(left.corrcoef() - torch.eye(4000)).max() < 0.9
-        assert abs(left.T.corrcoef() - torch.eye(64)).max() < 0.1
-
-    def test_it_follows_torchs_generator_and_ends_with_training(self):
-        x, dropout = torch.ones(50), Dropout(0.5)
-        torch.manual_seed(3)
-        first, second = dropout(x), dropout(x)
-        torch.manual_seed(3)
-        assert torch.equal(dropout(x), first) and not torch.equal(first, second)
-        assert torch.equal(dropout.eval()(x), x)
-        assert torch.equal(Dropout(0.0)(x), x)
-        assert dropout.train()(x.double()).dtype == torch.float64
-
-
-class TestGated:
-    @pytest.mark.parametrize("shape", [(6,), (3, 8), (2, 5, 12), (0, 4)])
-    def test_outputs_and_gradients_are_those_of_torch(self, shape):
-        torch.manual_seed(0)
-        both = torch.randn(*shape, requires_grad=True)
-        gate, value = both.chunk(2, dim=-1)
-        expected = F.silu(gate) * value
-        gradient = torch.randn_like(expected)
-        found = gated(both)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(
-            *(torch.autograd.grad(out, both, gradient)[0] for out in (found, expected))
-        )
-
-    def test_other_data_types_are_left_to_torch(self):
-        both = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(gated, both)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert gated(both.bfloat16()).dtype == torch.bfloat16
