@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,6 +26,9 @@ from darts_kronos.nn.sharing import share
 
 THREADS_OUTDONE = 2
 """Threads up to which the kernels were measured to be faster than torch."""
+
+LEAST_BARS = 4
+"""Bars of a path from which on kernels take it: their tiles have twice as many rows."""
 
 BARS_PER_CHANNEL = 16
 """Bars of a window for each channel of a head up to which weights are kept for the gradients: they
@@ -77,6 +81,41 @@ def self_attention(heads: Tensor, rotary: Rotary, dropout: float = 0.0) -> Tenso
     queries, keys, values = heads.permute(2, 0, 3, 1, 4)
     y = causal_attention(rotate(queries, rotary), rotate(keys, rotary), values, dropout)
     return y.transpose(1, 2)
+
+
+def path_attention(
+    queries: Tensor, window: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]
+) -> Tensor | None:
+    """Attention of paths over a window that they share, and each over its own bars.
+
+    Parameters
+    ----------
+    queries
+        Of all the paths' bars, (B, H, S, M, K).
+    window, own
+        Keys and values of the window, each (B, H, T, K), and of the paths' bars, each
+        (B, H, S, M, K).
+
+    Returns
+    -------
+    Tensor or None
+        Shape (B, H, S, M, K); None where kernels are not there, or not the faster way.
+    """
+    B, H, S, M, K = queries.shape
+    kernels, tensors = attention_kernels(), (*window, queries, *own)
+    many = torch.get_num_threads() > THREADS_OUTDONE
+    if kernels is None or many or M < LEAST_BARS or not plain_on_cpu(*tensors):
+        return None
+    out = queries.new_empty(B, S, M, H, K).permute(0, 3, 1, 2, 4)
+    split = (*(one.unsqueeze(2) for one in window), *tensors[2:])
+    sizes, places = (H, window[0].shape[2], K), _places(*_split(*split), out)
+    share(lambda first, end: kernels.follow(first, end, sizes, (S, M), places), B * H)
+    return out
+
+
+def _places(*tensors: Tensor) -> NDArray[np.int64]:
+    """Where tensors are, and how far their axes but for the last are apart."""
+    return np.array([(one.data_ptr(), *one.stride()[:-1]) for one in tensors], dtype=np.int64)
 
 
 def _by_kernels(T: int, K: int, dropout: float) -> bool:
@@ -153,7 +192,7 @@ class _Call:
     def _run(self, kernel: Any, tensors: tuple[Tensor, ...], kept: Tensor | None) -> None:
         """Give each of torch's threads heads of its own."""
         sizes, count = (self.H, self.T, self.K), self.B * self.H
-        places = np.array([(one.data_ptr(), *one.stride()[:3]) for one in tensors], dtype=np.int64)
+        places = _places(*tensors)
         address = 0 if kept is None else kept.data_ptr()
 
         def run(start: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Causal attention of whole windows, and its gradients, compiled by numba for this processor.
+"""Causal attention of windows, with gradients, and of their paths, compiled by numba.
 
 A head's keys and values stay in the processor's caches, where rows of queries, ``BLOCK`` at a time,
 find their weights and what these give, by tiles. Nothing above the diagonal is computed but within
@@ -290,3 +290,60 @@ def to_attended(
         _write(to_queries, sizes, scale, rotary, place[5], places[5, 3])
         _write(to_keys, sizes, one, rotary, place[6], places[6, 3])
         _write(to_values, sizes, one, (none, none), place[7], places[7, 3])
+
+
+@compiled(*(int64, int64, SIZES, types.UniTuple(int64, 2), PLACES))
+def follow(head: int, end: int, sizes: Any, paths: Any, places: Any) -> None:
+    """Attention of paths over a window that they share, and each over its own bars.
+
+    Nothing is rotated.
+
+    Parameters
+    ----------
+    head, end
+        Which heads, counted through all windows.
+    sizes
+        H, T and K.
+    paths
+        S paths of each window, of M bars.
+    places
+        Of the window's keys and values, and of the paths' queries, keys, values and results,
+        (6, 5): where they are, and how far windows, heads, paths and bars are apart.
+    """
+    (H, T, K), (S, M) = sizes, paths
+    # A path's own bars come after those of the window, from the next whole panel on.
+    after, L = _up(T, LANES), _up(K, LANES)
+    long = after + _up(_up(M, ROWS), LANES)
+    keys, values = np.empty((long, L), np.float32), np.empty((long, L), np.float32)
+    turned, queries = np.empty_like(keys), np.empty((long - after, L), dtype=np.float32)
+    found, scales = np.empty((BLOCK, L), np.float32), np.empty(BLOCK, np.float32)
+    of_block = np.empty(BLOCK * _width(after + M), dtype=np.float32)
+    scale, one = np.float32(1) / np.sqrt(np.float32(K)), np.float32(1)
+    none = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+    own = H, M, K
+    for n in range(head, end):
+        of_head = places[:, 0] + SIZE * (n // H * places[:, 1] + n % H * places[:, 2])
+        _read(of_head[0], places[0, 4], sizes, one, none, keys[:after])
+        _read(of_head[1], places[1, 4], sizes, one, none, values[:after])
+        turn(keys.ctypes.data, L, after, L, turned.ctypes.data)
+        for s in range(S):
+            place = of_head + SIZE * s * places[:, 3]
+            _read(place[2], places[2, 4], own, scale, none, queries)
+            _read(place[3], places[3, 4], own, one, none, keys[after:])
+            _read(place[4], places[4, 4], own, one, none, values[after:])
+            turn(keys[after:].ctypes.data, L, long - after, L, turned[after:].ctypes.data)
+            for start in range(0, M, BLOCK):
+                stop = min(start + BLOCK, M)
+                W, R = _width(after + stop), _up(stop - start, ROWS)
+                weights = of_block[: R * W].reshape(R, W)
+                first, last = after + start, after + M
+                _score(queries[start : start + R], first, last, turned, K, weights)
+                for r in range(R):
+                    for w in range(T, after):
+                        weights[r, w] = -np.float32(np.inf)
+                _weigh(weights, first, scales)
+                _gather(weights, first, last, values, found)
+                for r in range(stop - start):
+                    out = _row(place[5], (start + r) * places[5, 4], K)
+                    for k in range(K):
+                        out[k] = found[r, k] * scales[r]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darts_kronos.nn.attention import causal_attention, self_attention
+from darts_kronos.nn.attention import causal_attention, path_attention, self_attention
 from darts_kronos.nn.kernels import Dropout, Linear, RMSNorm, gated
 from darts_kronos.nn.rotary import Rotary, rotary_table, rotate
 
@@ -212,6 +212,10 @@ def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) ->
     B, H, S, M, _ = queries.shape
     if M == 1 or queries.device.type != "cpu":
         return _attend_paths(queries, window, own)
+    if own is not None and own[0].shape[3] == M:
+        found = path_attention(queries, window, own)
+        if found is not None:
+            return found
     length = window[0].shape[2] + (0 if own is None else own[0].shape[3])
     paths = max(1, SCORES_BYTES // (H * M * length * window[0].element_size()))
     out = window[0].new_empty(queries.shape)

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from darts_kronos.nn import attention, tiles
-from darts_kronos.nn.attention import THREADS_OUTDONE, causal_attention, self_attention
+from darts_kronos.nn.attention import (
+    LEAST_BARS,
+    THREADS_OUTDONE,
+    causal_attention,
+    path_attention,
+    self_attention,
+)
 from darts_kronos.nn.attention_kernels import BLOCK
 from darts_kronos.nn.rotary import rotary_table, rotate
 
@@ -177,6 +183,42 @@ def test_gradients_do_not_ask_how_many_threads_there_are():
         gradients.append(torch.autograd.grad(out.square().sum(), (q, k, v)))
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
+
+
+class TestPaths:
+    """Paths over a window that they share: by kernels, and as torch has it path by path."""
+
+    @pytest.mark.parametrize("T", [0, 1, 16, 70])
+    @pytest.mark.parametrize("M", [LEAST_BARS, BLOCK + 9])
+    @pytest.mark.parametrize(("B", "H", "S", "K"), [(1, 1, 1, 64), (2, 3, 4, 6), (1, 2, 0, 16)])
+    def test_they_are_windows_with_bars_of_their_own(self, B, H, S, K, M, T):
+        torch.manual_seed(0)
+        queries = torch.randn(B, S, M, H, K).movedim(3, 1)
+        own = [torch.randn(B, H, S, M + 2, K)[..., 1:-1, :] for _ in range(2)]
+        window = [torch.randn(B, H, T + 3, K)[:, :, 3:] for _ in range(2)]
+        found = path_attention(queries, tuple(window), tuple(own))
+        keys, values = (
+            torch.cat((one.unsqueeze(2).expand(-1, -1, S, -1, -1), path), dim=3)
+            for one, path in zip(window, own, strict=True)
+        )
+        mask = torch.ones(M, T + M, dtype=torch.bool).tril(T)
+        expected = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+    def test_what_torch_is_better_at_is_left_to_it(self, monkeypatch):
+        def paths(M, dtype=torch.float32):
+            one = torch.randn(1, 2, 3, M, 8, dtype=dtype)
+            window = torch.randn(1, 2, 20, 8, dtype=dtype)
+            return path_attention(one, (window, window), (one, one))
+
+        assert paths(LEAST_BARS) is not None
+        assert paths(LEAST_BARS - 1) is None
+        assert paths(LEAST_BARS, torch.float64) is None
+        torch.set_num_threads(THREADS_OUTDONE + 1)
+        assert paths(LEAST_BARS) is None
+        torch.set_num_threads(1)
+        monkeypatch.setattr(attention, "attention_kernels", lambda: None)
+        assert paths(LEAST_BARS) is None
 
 
 class TestDropout:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from darts_kronos.nn import layers
+from darts_kronos.nn import attention, layers
 from darts_kronos.nn.config import PredictorConfig, TokenizerConfig
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.rotary import rotary_table, rotate
@@ -54,10 +54,13 @@ def test_extending_paths_equals_reading_each_whole(chunks):
 
 
 @pytest.mark.parametrize("T", [0, 1, 6])
-# Attention of all paths of a window at once; of two at a time, and one; of each alone.
-@pytest.mark.parametrize("scores_bytes", [layers.SCORES_BYTES, 700, 1])
+# Attention by kernels, and without them of all paths of a window at once; of two at a time, and
+# one; of each alone.
+@pytest.mark.parametrize("scores_bytes", [None, layers.SCORES_BYTES, 700, 1])
 def test_decoding_paths_after_a_window_equals_decoding_each_whole(T, scores_bytes, monkeypatch):
-    monkeypatch.setattr(layers, "SCORES_BYTES", scores_bytes)
+    if scores_bytes is not None:
+        monkeypatch.setattr(attention, "attention_kernels", lambda: None)
+        monkeypatch.setattr(layers, "SCORES_BYTES", scores_bytes)
     torch.manual_seed(0)
     config = TokenizerConfig(
         n_components=3,
