@@ -8,7 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from darts_kronos.nn.compiling import CUBE, MATRIX, ROW, SIZE, Array, compiled, prefetch
-from darts_kronos.nn.tiles import LANES, ROWS, add_turned, multiply, tile_of_columns, turn
+from darts_kronos.nn.tiles import (
+    LANES,
+    ROWS,
+    add_turned,
+    multiply,
+    tile_of_columns,
+    turn,
+)
 
 ROWS_AT_ONCE, OUTPUTS_AT_ONCE = 64, 256
 """Of gradients, what is taken together to those of weights: so much stays in the caches."""

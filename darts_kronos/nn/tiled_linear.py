@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.kernel_modules import linear_kernels
+from darts_kronos.nn.kernel_modules import kernel_module, linear_kernels
 
 LEAST_ROWS = 128
 """Rows from which on it pays to lay the weight out for them."""
+
+PROCESSORS = ("znver4",)
+"""LLVM's names of those on which the kernels were measured to be faster than oneDNN's."""
 
 NO_BIAS = np.empty(0, dtype=np.float32)
 
@@ -27,8 +30,10 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     """
     if torch.get_num_threads() > 1 or x.shape[:-1].numel() < LEAST_ROWS:
         return False
-    kernels = linear_kernels()
-    return kernels is not None and not any(width % kernels.LANES for width in weight.shape)
+    kernels, tiles = linear_kernels(), kernel_module("tiles")
+    if kernels is None or tiles is None or tiles.PROCESSOR not in PROCESSORS:
+        return False
+    return not any(width % tiles.LANES for width in weight.shape)
 
 
 def _product(kernels: Any, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:

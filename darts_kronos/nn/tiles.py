@@ -23,6 +23,9 @@ from darts_kronos.nn.compiling import SIZE, compiled
 LANES = 16
 """Numbers that are taken together: a cache line. Narrower vectors take them in parts."""
 
+PROCESSOR: str = getattr(config, "CPU_NAME", None) or binding.get_host_cpu_name()
+"""What LLVM calls the processor that is compiled for."""
+
 _CHOSEN = getattr(config, "CPU_FEATURES", None)
 
 _FEATURES = (_CHOSEN or binding.get_host_cpu_features().flatten()).split(",")

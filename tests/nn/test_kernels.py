@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from darts_kronos.nn import kernels, tiled_linear
+from darts_kronos.nn import kernels, tiled_linear, tiles
 from darts_kronos.nn.kernels import Dropout, Linear, RMSNorm, gated
 from darts_kronos.nn.linear_kernels import OUTPUTS_AT_ONCE, ROWS_AT_ONCE
 from darts_kronos.nn.tiled_linear import LEAST_ROWS
@@ -32,7 +32,8 @@ def way(request, monkeypatch):
 class TestTiledLinear:
     @pytest.fixture
     def tiled(self, monkeypatch):
-        """How many products the kernels made."""
+        """How many products the kernels made, wherever they are asked for them."""
+        monkeypatch.setattr(tiled_linear, "PROCESSORS", (tiles.PROCESSOR,))
         found, own = [], kernels.TiledLinear.apply
         counting = lambda *given: found.append(given) or own(*given)  # noqa: E731
         monkeypatch.setattr(kernels.TiledLinear, "apply", counting)
@@ -96,6 +97,9 @@ class TestTiledLinear:
         torch.set_num_threads(2)
         Linear(16, 32)(x)
         torch.set_num_threads(1)
+        with monkeypatch.context() as on_another:
+            on_another.setattr(tiled_linear, "PROCESSORS", ("another",))
+            Linear(16, 32)(x)
         monkeypatch.setattr(tiled_linear, "linear_kernels", lambda: None)
         Linear(16, 32)(x)
         assert not tiled
