@@ -107,8 +107,8 @@ def path_attention(
     if kernels is None or many or M < LEAST_BARS or not plain_on_cpu(*tensors):
         return None
     out = queries.new_empty(B, S, M, H, K).permute(0, 3, 1, 2, 4)
-    split = (*(one.unsqueeze(2) for one in window), *tensors[2:])
-    sizes, places = (H, window[0].shape[2], K), _places(*_split(*split), out)
+    split = _split(*(one.unsqueeze(2) for one in window), *tensors[2:])
+    sizes, places = (H, window[0].shape[2], K), _places(*split, out)
     share(lambda first, end: kernels.follow(first, end, sizes, (S, M), places), B * H)
     return out
 
@@ -138,7 +138,10 @@ def _attend(dropout: float, rotary: Rotary | None, *tensors: Tensor) -> Tensor:
 
 
 def _split(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, (B, H, T, K), of which a head's numbers of a bar lie together."""
+    """Queries, keys and values, (B, H, T, K), of which a head's numbers of a bar lie together.
+
+    They may be copies: kernels, which are told addresses, need them for as long as they run.
+    """
     if len(tensors) == 1:
         return tensors[0].contiguous().permute(2, 0, 3, 1, 4).unbind()
     return tuple(one if one.stride(-1) == 1 else one.contiguous() for one in tensors)

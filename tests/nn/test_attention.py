@@ -191,11 +191,15 @@ class TestPaths:
     @pytest.mark.parametrize("T", [0, 1, 16, 70])
     @pytest.mark.parametrize("M", [LEAST_BARS, BLOCK + 9])
     @pytest.mark.parametrize(("B", "H", "S", "K"), [(1, 1, 1, 64), (2, 3, 4, 6), (1, 2, 0, 16)])
-    def test_they_are_windows_with_bars_of_their_own(self, B, H, S, K, M, T):
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_they_are_windows_with_bars_of_their_own(self, B, H, S, K, M, T, turned):
         torch.manual_seed(0)
         queries = torch.randn(B, S, M, H, K).movedim(3, 1)
         own = [torch.randn(B, H, S, M + 2, K)[..., 1:-1, :] for _ in range(2)]
         window = [torch.randn(B, H, T + 3, K)[:, :, 3:] for _ in range(2)]
+        if turned:
+            queries, *own = (one.mT.contiguous().mT for one in (queries, *own))
+            window = [one.mT.contiguous().mT for one in window]
         found = path_attention(queries, tuple(window), tuple(own))
         keys, values = (
             torch.cat((one.unsqueeze(2).expand(-1, -1, S, -1, -1), path), dim=3)
