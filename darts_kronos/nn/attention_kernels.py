@@ -17,14 +17,14 @@ from numba import carray, float32, int64
 from numba.core import types
 
 from darts_kronos.nn.compiling import MATRIX, ROW, SIZE, Array, compiled, exponentials, pointer
-from darts_kronos.nn.layer_kernels import DROPOUT, draw_shares
+from darts_kronos.nn.layer_kernels import DROPOUT, draw_shares, rotate
 from darts_kronos.nn.tiles import LANES, ROWS, add_turned, highest, multiply, turn
 
 BLOCK = 24
 """Rows of a block: whole tiles of any size."""
 
 PLACES = int64[:, ::1]
-SIZES = types.UniTuple(int64, 3)
+SIZES, PAIR = types.UniTuple(int64, 3), types.UniTuple(int64, 2)
 ROTARY = types.UniTuple(MATRIX, 2)
 
 
@@ -58,45 +58,43 @@ def _row(place: int, stride: int, K: int) -> Any:
     return carray(pointer(place + SIZE * stride), (K,))
 
 
+@compiled(*(PAIR, PAIR, SIZES, float32, ROTARY))
+def _carry(places: Any, strides: Any, sizes: Any, scale: float, rotary: Any) -> None:
+    """Write the bars of a head, scaled and rotated, from one place to another."""
+    cosines, sines = rotary
+    _, T, K = sizes
+    for t in range(T):
+        row, out = _row(places[0], t * strides[0], K), _row(places[1], t * strides[1], K)
+        if cosines.size > 0:
+            rotate(row, cosines[t], sines[t], scale, out)
+        else:
+            for k in range(K):
+                out[k] = row[k] * scale
+
+
 @compiled(*(int64, int64, SIZES, float32, ROTARY, MATRIX))
 def _read(place: int, stride: int, sizes: Any, scale: float, rotary: Any, out: Array) -> None:
     """Copy the bars of a head, scaled and rotated, to `out`, and fill it up with zeros."""
-    cosines, sines = rotary
     _, T, K = sizes
-    half = K // 2
-    for t in range(T):
-        row = _row(place, t * stride, K)
-        if cosines.size > 0:
-            for k in range(half):
-                first, second = row[k] * scale, row[k + half] * scale
-                out[t, k] = first * cosines[t, k] + second * sines[t, k]
-                out[t, k + half] = second * cosines[t, k + half] + first * sines[t, k + half]
-        else:
-            for k in range(K):
-                out[t, k] = row[k] * scale
-        for k in range(K, out.shape[1]):
-            out[t, k] = np.float32(0)
-    for t in range(T, len(out)):
-        for k in range(out.shape[1]):
+    _carry((place, out.ctypes.data), (stride, out.shape[1]), sizes, scale, rotary)
+    for t in range(len(out)):
+        for k in range(K if t < T else 0, out.shape[1]):
             out[t, k] = np.float32(0)
 
 
 @compiled(*(MATRIX, SIZES, float32, ROTARY, int64, int64))
 def _write(rows: Array, sizes: Any, scale: float, rotary: Any, place: int, stride: int) -> None:
-    """The way back of ``_read``, of gradients."""
-    cosines, sines = rotary
-    _, T, K = sizes
-    half = K // 2
-    for t in range(T):
-        row = _row(place, t * stride, K)
-        if cosines.size > 0:
-            for k in range(half):
-                first, second = rows[t, k] * scale, rows[t, k + half] * scale
-                row[k] = first * cosines[t, k] - second * sines[t, k]
-                row[k + half] = second * cosines[t, k + half] - first * sines[t, k + half]
-        else:
-            for k in range(K):
-                row[k] = rows[t, k] * scale
+    """Copy bars, scaled and rotated, from `rows` to a head's place."""
+    _carry((rows.ctypes.data, place), (rows.shape[1], stride), sizes, scale, rotary)
+
+
+@compiled(MATRIX, int64, ROW, int64, int64, int64)
+def _write_scaled(rows: Array, count: int, scales: Array, K: int, place: int, stride: int) -> None:
+    """Write so many bars' results, each times its own number."""
+    for r in range(count):
+        out = _row(place, r * stride, K)
+        for k in range(K):
+            out[k] = rows[r, k] * scales[r]
 
 
 @compiled(*(MATRIX, int64, int64, MATRIX, int64, MATRIX))
@@ -111,7 +109,7 @@ def _score(rows: Array, first: int, T: int, turned: Array, K: int, out: Array) -
     for r in range(0, R, ROWS):
         panels = _up(min(first + r + ROWS, T), LANES) // LANES
         multiply(
-            *(rows[r].ctypes.data, L, ROWS, turned.ctypes.data, LANES, LANES * L, panels),
+            *(rows[r].ctypes.data, L, turned.ctypes.data, LANES, LANES * L, panels),
             *(zeros.ctypes.data, 0, 0, out[r].ctypes.data, W, K),
         )
 
@@ -123,7 +121,7 @@ def _gather(weights: Array, first: int, T: int, rows: Array, out: Array) -> None
     zeros = np.zeros(LANES, dtype=np.float32)
     for r in range(0, R, ROWS):
         multiply(
-            *(weights[r].ctypes.data, W, ROWS, rows.ctypes.data, L, LANES, L // LANES),
+            *(weights[r].ctypes.data, W, rows.ctypes.data, L, LANES, L // LANES),
             *(zeros.ctypes.data, 0, 0),
             *(out[r].ctypes.data, L, min(first + r + ROWS, T)),
         )
@@ -206,10 +204,8 @@ def attend(
                         used[r, w] *= weights[r, w]
                 weights = used
             _gather(weights, start, T, values, found)
-            for r in range(stop - start):
-                out = _row(place[3], (start + r) * places[3, 3], K)
-                for k in range(K):
-                    out[k] = found[r, k] * scales[r]
+            to = place[3] + SIZE * start * places[3, 3]
+            _write_scaled(found, stop - start, scales, K, to, places[3, 3])
 
 
 @compiled(*(int64, int64, SIZES, PLACES, ROTARY, int64, DROPOUT))
@@ -232,6 +228,7 @@ def to_attended(
     keys, values, turned = np.empty_like(queries), np.empty_like(queries), np.empty_like(queries)
     to_queries, to_keys = np.empty_like(queries), np.empty_like(queries)
     to_values, given = np.empty_like(queries), np.zeros((BLOCK, L), dtype=np.float32)
+    back = rotary[0], -rotary[1]
     of_block, along = np.empty(BLOCK * _width(T), dtype=np.float32), np.zeros(BLOCK, np.float32)
     shares = np.empty(of_block.size if dropout[1] > 0 else 0, dtype=np.float32)
     scale, one = np.float32(1) / np.sqrt(np.float32(K)), np.float32(1)
@@ -287,12 +284,12 @@ def to_attended(
                 *(to_scores.ctypes.data, W, stop, queries[start].ctypes.data, L, L // LANES),
                 *(to_keys.ctypes.data, L, stop - start),
             )
-        _write(to_queries, sizes, scale, rotary, place[5], places[5, 3])
-        _write(to_keys, sizes, one, rotary, place[6], places[6, 3])
+        _write(to_queries, sizes, scale, back, place[5], places[5, 3])
+        _write(to_keys, sizes, one, back, place[6], places[6, 3])
         _write(to_values, sizes, one, (none, none), place[7], places[7, 3])
 
 
-@compiled(*(int64, int64, SIZES, types.UniTuple(int64, 2), PLACES))
+@compiled(*(int64, int64, SIZES, PAIR, PLACES))
 def follow(head: int, end: int, sizes: Any, paths: Any, places: Any) -> None:
     """Attention of paths over a window that they share, and each over its own bars.
 
@@ -343,7 +340,5 @@ def follow(head: int, end: int, sizes: Any, paths: Any, places: Any) -> None:
                         weights[r, w] = -np.float32(np.inf)
                 _weigh(weights, first, scales)
                 _gather(weights, first, last, values, found)
-                for r in range(stop - start):
-                    out = _row(place[5], (start + r) * places[5, 4], K)
-                    for k in range(K):
-                        out[k] = found[r, k] * scales[r]
+                to = place[5] + SIZE * start * places[5, 4]
+                _write_scaled(found, stop - start, scales, K, to, places[5, 4])

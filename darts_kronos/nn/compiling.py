@@ -32,11 +32,15 @@ IN_ORDER = REORDERED - {"reassoc"}
 
 
 def compiled(
-    *arguments: Any, returns: Any = void, fastmath: set[str] = REORDERED
+    *arguments: Any, returns: Any = void, fastmath: set[str] = REORDERED, inline: str = "never"
 ) -> Callable[[Kernel], Kernel]:
-    """Compile for arguments of these types, or load what was compiled before."""
+    """Compile for arguments of these types, or load what was compiled before.
+
+    What is called for a few numbers at a time is to be inlined "always".
+    """
     signature = returns(*arguments)
     options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "nogil": True}
+    options["inline"] = inline
 
     def compile_or_load(function: Kernel) -> Kernel:
         try:

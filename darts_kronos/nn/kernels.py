@@ -195,7 +195,7 @@ class _Normed(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         out, scales = torch.empty_like(x), x.new_empty(x.shape[:-1].numel())
         given = weight.detach().numpy(), eps, _rows(out), scales.numpy()
-        _share_rows(kernels.norm, x, *given)
+        _share_rows(kernels.normed, x, *given)
         ctx.save_for_backward(x, weight, scales)
         ctx.kernels = kernels
         return out
@@ -209,7 +209,7 @@ class _Normed(torch.autograd.Function):
 
         def of_part(first: int, end: int, rows: NDArray[np.float32], *given: Any) -> None:
             to_weight = torch.zeros_like(weight)
-            ctx.kernels.to_norm(first, end, rows, *given, to_weight.numpy())
+            ctx.kernels.to_normed(first, end, rows, *given, to_weight.numpy())
             parts.append((first, to_weight))
 
         _share_rows(of_part, x, *given)

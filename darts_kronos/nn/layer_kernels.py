@@ -1,6 +1,6 @@
 """What layers do between their products, each in one pass over memory, compiled by numba.
 
-Shapes by letter: N rows, D width of the model, F width of the feed-forward.
+Shapes by letter: N rows, D width of the model, F width of the feed-forward, K width of a head.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float64, int64, uint32
+from numba import float32, float64, int64, uint32
 from numba.core import types
 
 from darts_kronos.nn.compiling import MATRIX, ROW, Array, compiled, exponentials
@@ -47,7 +47,7 @@ def to_gate(first: int, end: int, gate_value: Array, gradient: Array, out: Array
 
 
 @compiled(*(int64, int64, MATRIX, ROW, float64, MATRIX, ROW))
-def norm(
+def normed(
     first: int, end: int, x: Array, weight: Array, eps: float, out: Array, scales: Array
 ) -> None:
     """Some rows of `x`, (N, D), over their root mean squares, times `weight`.
@@ -66,7 +66,7 @@ def norm(
 
 
 @compiled(*(int64, int64, MATRIX, ROW, ROW, MATRIX, MATRIX, ROW))
-def to_norm(
+def to_normed(
     first: int,
     end: int,
     x: Array,
@@ -87,6 +87,16 @@ def to_norm(
         along *= scale * scale * scale / np.float32(D)
         for d in range(D):
             out[n, d] = gradient[n, d] * weight[d] * scale - x[n, d] * along
+
+
+@compiled(ROW, ROW, ROW, float32, ROW, inline="always")
+def rotate(head: Array, cosines: Array, sines: Array, scale: float, out: Array) -> None:
+    """Write a head of queries or keys, (K,), scaled and rotated, as ``nn.rotary`` does."""
+    half = head.size // 2
+    for k in range(half):
+        first, second = head[k] * scale, head[k + half] * scale
+        out[k] = first * cosines[k] + second * sines[k]
+        out[k + half] = second * cosines[k + half] + first * sines[k + half]
 
 
 @compiled(uint32, returns=uint32)

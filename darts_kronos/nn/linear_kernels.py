@@ -59,7 +59,7 @@ def product(x: Array, panels: Array, bias: Array, out: Array) -> None:
     for r in range(0, len(x), ROWS):
         row = min(r, len(x) - ROWS)  # the last ones may have been written before
         multiply(
-            *(x[row].ctypes.data, inputs, ROWS),
+            *(x[row].ctypes.data, inputs),
             *(panels.ctypes.data, LANES, inputs * LANES, count),
             *(start, 0, apart, out[row].ctypes.data, out.shape[1], inputs),
         )

@@ -36,6 +36,7 @@ from darts_kronos.nn.compiling import (
     pointer,
     prefetch,
 )
+from darts_kronos.nn.layer_kernels import gate, normed, rotate
 
 ADDRESSES, TOKENS, WINDOWS = int64[:, ::1], int64[:, :, ::1], int64[::1]
 SAMPLING = types.Tuple((float64, int64, float64))
@@ -100,19 +101,6 @@ def product(weight: Array, bias: Array, x: Array, out: Array) -> None:
             out[r, o] += bias[o]
 
 
-@compiled(MATRIX, ROW, float64, MATRIX)
-def normed(x: Array, weight: Array, eps: float, out: Array) -> None:
-    """``out``, (R, D): the rows of `x` over their root mean squares, times `weight`."""
-    R, D = x.shape
-    for r in range(R):
-        squares = np.float32(0)
-        for d in range(D):
-            squares += x[r, d] * x[r, d]
-        factor = np.float32(1) / np.sqrt(squares / np.float32(D) + np.float32(eps))
-        for d in range(D):
-            out[r, d] = x[r, d] * factor * weight[d]
-
-
 @compiled(MATRIX, ROW, ROW)
 def _add_weighted(values: Array, weights: Array, out: Array) -> None:
     """Add ``weights[: L] @ values`` to `out`, (K,), of values (L, K)."""
@@ -174,16 +162,6 @@ def attend(queries: Array, kept: Any, windows: Any, first: int, end: int, out: A
                 out[r, h, k] /= total
 
 
-@compiled(ROW, ROW, ROW, ROW)
-def _rotate(head: Array, cosines: Array, sines: Array, out: Array) -> None:
-    """``out``, (K,): a head of queries or keys, rotated as ``layers.rotate`` does."""
-    half = head.size // 2
-    for k in range(half):
-        first, second = head[k], head[k + half]
-        out[k] = first * cosines[k] + second * sines[k]
-        out[k + half] = second * cosines[k + half] + first * sines[k + half]
-
-
 @compiled(ROW, ROW)
 def _copy(row: Array, out: Array) -> None:
     # Assignments of whole rows take numba ten times as long to compile.
@@ -236,29 +214,25 @@ def block(
     _, H, T, K = window_keys.shape
     (R, D), F = x.shape, down.shape[1]
     row = np.empty((R, D), dtype=np.float32)
-    normed(x, attn_norm, eps, row)
+    scales = np.empty(R, dtype=np.float32)
+    normed(0, R, x, attn_norm, eps, row, scales)
     heads, attended = np.empty((R, 3, H, K), np.float32), np.empty((R, H, K), np.float32)
     product(qkv, qkv_bias, row, heads.reshape(R, 3 * D))
-    queries = np.empty((R, H, K), dtype=np.float32)
+    queries, one = np.empty((R, H, K), dtype=np.float32), np.float32(1)
     for r in range(R):
         for h in range(H):
-            _rotate(heads[r, 0, h], cosines, sines, queries[r, h])
-            _rotate(heads[r, 1, h], cosines, sines, own_keys[r, h, at - T])
+            rotate(heads[r, 0, h], cosines, sines, one, queries[r, h])
+            rotate(heads[r, 1, h], cosines, sines, one, own_keys[r, h, at - T])
             _copy(heads[r, 2, h], own_values[r, h, at - T])
     attend(queries, kept, windows, first, at + 1, attended)
     product(out, out_bias, attended.reshape(R, D), row)
     _add(row, x)
 
-    normed(x, ffn_norm, eps, row)
+    normed(0, R, x, ffn_norm, eps, row, scales)
     hidden, none = np.empty((R, 2 * F), dtype=np.float32), np.empty(0, dtype=np.float32)
     product(gate_value, none, row, hidden)
     gated = np.empty((R, F), dtype=np.float32)
-    for r in range(R):
-        for f in range(F):
-            gated[r, f] = -hidden[r, f]
-        exponentials(gated[r])
-        for f in range(F):
-            gated[r, f] = hidden[r, f] / (np.float32(1) + gated[r, f]) * hidden[r, F + f]
+    gate(0, R, hidden, gated)
     product(down, none, gated, row)
     _add(row, x)
 
@@ -318,7 +292,7 @@ def extend(
     for n in range(len(weights)):
         of_block, kept = _block_weights(n, weights, D, F), _kept(n, memory, H, D)
         block(x, of_block, eps, windows, kept, first, at, cosines[at], sines[at])
-    normed(x, norm, eps, hidden)
+    normed(0, R, x, norm, eps, hidden, np.empty(R, dtype=np.float32))
     both = np.empty((R, 2, s2_heads, D // s2_heads), dtype=np.float32)
     product(key_value, key_value_bias, hidden, both.reshape(R, 2 * D))
     _, _, keys, values = _kept(len(weights), memory, s2_heads, D)
@@ -349,7 +323,7 @@ def s2_logits(
     attend(row.reshape(R, H, D // H), kept, windows, max(0, end - most), end, attended)
     product(out, out_bias, attended.reshape(R, D), row)
     _add(hidden, row)
-    normed(row, norm, eps, row)
+    normed(0, R, row, norm, eps, row, np.empty(R, dtype=np.float32))
     product(head, head_bias, row, logits)
 
 

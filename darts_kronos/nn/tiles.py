@@ -210,11 +210,10 @@ highest: Any = intrinsic(_as_highest)
 """The highest of some numbers, of which there are a multiple of ``LANES``; not if one is NaN."""
 
 
-@compiled(*[int64] * 13)
+@compiled(*[int64] * 12)
 def multiply(
     a: int,
     a_stride: int,
-    rows: int,
     b: int,
     b_stride: int,
     b_panel: int,
@@ -226,13 +225,12 @@ def multiply(
     out_stride: int,
     n: int,
 ) -> None:
-    """Write ``start + a @ b`` to `out`.
+    """Write ``start + a @ b``, of ``ROWS`` rows, to `out`.
 
     Parameters
     ----------
-    a, a_stride, rows
-        Where the first matrix is, how far its rows are apart, and how many there are, in tiles:
-        those that fill the last one up are read, and written, too.
+    a, a_stride
+        Where the first matrix is, and how far its rows are apart.
     b, b_stride, b_panel, panels
         The second, whose columns are `panels` panels of ``LANES`` each; how far rows, and panels,
         are apart.
@@ -243,13 +241,12 @@ def multiply(
     n
         Columns of the first.
     """
-    for r in range(0, rows, ROWS):
-        for p in range(panels):
-            _tile_of_rows(
-                *(a + SIZE * r * a_stride, a_stride, b + SIZE * p * b_panel, b_stride),
-                *(start + SIZE * (r * start_stride + p * start_panel), start_stride),
-                *(out + SIZE * (r * out_stride + p * LANES), out_stride, n),
-            )
+    for p in range(panels):
+        _tile_of_rows(
+            *(a, a_stride, b + SIZE * p * b_panel, b_stride),
+            *(start + SIZE * p * start_panel, start_stride),
+            *(out + SIZE * p * LANES, out_stride, n),
+        )
 
 
 @compiled(*[int64] * 9)

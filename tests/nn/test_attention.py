@@ -309,11 +309,18 @@ class TestTiles:
         rows = count * tiles.ROWS
         a, b = self.random(rows, n), self.random(n + 1, panels * tiles.LANES)
         start, out = (self.random(rows, panels * tiles.LANES) for _ in range(2))
-        given = *self.place(a), rows, *self.place(b), tiles.LANES, panels
-        tiles.multiply(*given, *self.place(start), tiles.LANES, *self.place(out), n)
+
+        def multiply(first, *start):
+            """A tile of rows, from number `first` on."""
+            given = *self.place(a[first:]), *self.place(b), tiles.LANES, panels
+            tiles.multiply(*given, *start, *self.place(out[first:]), n)
+
+        for r in range(0, rows, tiles.ROWS):
+            multiply(r, *self.place(start[r:]), tiles.LANES)
         np.testing.assert_allclose(out, start + a @ b[:n], rtol=1e-5, atol=1e-5)
         # The same row for all, and the same numbers for all panels.
-        tiles.multiply(*given, start.ctypes.data, 0, 0, *self.place(out), n)
+        for r in range(0, rows, tiles.ROWS):
+            multiply(r, start.ctypes.data, 0, 0)
         first = np.tile(start[0, : tiles.LANES], panels)
         np.testing.assert_allclose(out, first + a @ b[:n], rtol=1e-5, atol=1e-5)
 
