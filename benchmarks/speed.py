@@ -24,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from timing import backtest, clock, data, generation, machine, memory, training
+from timing import backtest, clock, data, generation, machine, memory, tables, training
 
 COMMANDS = {
     "generate": generation.run,
@@ -78,7 +78,7 @@ def main() -> None:
         rows = COMMANDS[arguments.what](plan)
     except clock.WrongAnswer as wrong:
         sys.exit(f"No time is reported, because the answers differ. {wrong}")
-    print(clock.table(rows))
+    print(tables.table(rows))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         result = {"command": " ".join(sys.argv[1:]), "machine": described, "rows": rows}

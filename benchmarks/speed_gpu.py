@@ -1,37 +1,44 @@
 """Sample paths and training steps on a GPU; needs torch and this folder's checkout alone.
 
     python benchmarks/speed_gpu.py
-    python benchmarks/speed_gpu.py --original FOLDER   # with kronos_model of kronos-finance
+    python benchmarks/speed_gpu.py --original FOLDER   # that holds the package kronos_finance
     python benchmarks/speed_gpu.py --device cpu --sizes mini --shapes 1x1   # to try it
 
 The networks have random weights. Without `--original` the table has our figures only. With it the
-original's code, in a folder that holds its package `kronos_model`, gets the same weights; its
-greedy bars are compared with ours first, and a difference ends the run without a time. Ours needs
-neither Darts nor pandas nor Lightning; the original needs more. Figures carry the device's name
-and belong to that device. Ratios of bf16 are over the original in float32, which is all it has. The
-share of bandwidth is that of the predictor's weights, read once for each new bar, over the whole
-run: reading the window and decoding the bars count as time, but not as bytes.
+original's code gets the same weights; greedy tokens of all paths of the first window, and losses,
+are compared with ours first, and a difference ends the run without a time. Ours needs neither Darts
+nor pandas nor Lightning; the original needs more.
+
+Figures carry the device's name and belong to that device. A time is the median over repeats.
+Ratios of bf16 are over the original in float32, which is all it has for paths; its training gets
+the same autocast as ours. Paths of the original with more than `--rows` rows are measured on so
+many, and on three of its steps, and scaled: the table says so. The share of bandwidth is that of
+the predictor's weights, read once for each new bar, over the whole run: reading the window and
+decoding the bars count as time, but not as bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import statistics
+import json
 import sys
-import time
 import types
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from timing.clock import Seconds, WrongAnswer, now, seconds_of
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTEXT, HORIZON, BATCH, WINDOW = 400, 112, 32, 561
+CONTEXT, HORIZON, MAX_CONTEXT = 400, 112, 512
+BATCH, WINDOW = 32, 561
+WARM_UP, STEPS = 3, 10
+"""Training steps before those that count, and these."""
 
 # The package's own __init__ imports Darts; its networks need torch alone.
 _package = types.ModuleType("darts_kronos")
@@ -43,192 +50,236 @@ config = importlib.import_module("darts_kronos.nn.config")
 predictor_module = importlib.import_module("darts_kronos.nn.predictor")
 tokenizer_module = importlib.import_module("darts_kronos.nn.tokenizer")
 
-
-def seconds_of(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """The median of `repeats` calls after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        function()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+NEARLY_GREEDY = generation.Sampling(temperature=1e-6)
+"""Draws the most probable token by the way that sampling takes, in all paths."""
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and where.
+
+    Attributes
+    ----------
+    device
+        The device.
+    repeats
+        How often paths are timed.
+    rows
+        Rows above which the original's paths are measured on a part.
+    bandwidth
+        Bytes a second that are read from the device's memory.
+    """
+
+    device: torch.device
+    repeats: int
+    rows: int
+    bandwidth: float
+
+    def of_precision(self, name: str) -> AbstractContextManager[Any]:
+        """Autocast for "bf16", nothing for "fp32"."""
+        lower = torch.autocast(self.device.type, torch.bfloat16)
+        return lower if name == "bf16" else nullcontext()
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a sum of 1 GiB reads."""
+    """Bytes a second that a sum of 1 GiB reads, at best."""
     numbers = torch.ones(2**28, device=device)
-    return 4 * numbers.numel() / seconds_of(numbers.sum, device, 10)
+    return 4 * numbers.numel() / min(seconds_of(numbers.sum) for _ in range(10))
 
 
 def inputs(windows: int, bars: int, ahead: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Normalised random walks (B, T, 6), and stamps (B, T + ahead, 5)."""
-    torch.manual_seed(0)
-    walks = torch.randn(windows, bars, 6).cumsum(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    walks = torch.randn(windows, bars, 6, generator=generator).cumsum(dim=1)
     walks = (walks - walks.mean(dim=1, keepdim=True)) / walks.std(dim=1, keepdim=True)
-    stamps = torch.stack(
-        [
-            torch.randint(low, high, (windows, bars + ahead))
-            for low, high in ((0, 60), (0, 24), (0, 7), (1, 32), (1, 13))
-        ],
-        dim=-1,
+    fields = [
+        torch.randint(low, high, (windows, bars + ahead), generator=generator)
+        for low, high in ((0, 60), (0, 24), (0, 7), (1, 32), (1, 13))
+    ]
+    return walks.clamp(-5, 5).to(device), torch.stack(fields, dim=-1).to(device)
+
+
+def networks(size: str, original: Any, device: torch.device) -> Any:
+    """Random networks of a size; of the original's too, if that module is given."""
+    if original is not None:
+        return original.networks(size, device=device)
+    sizes = config.size_named(size)
+    torch.manual_seed(0)
+    tokenizer = tokenizer_module.KronosTokenizer(sizes.tokenizer)
+    predictor = predictor_module.KronosPredictor(sizes.predictor)
+    return types.SimpleNamespace(
+        size=size, tokenizer=tokenizer.eval().to(device), predictor=predictor.eval().to(device)
     )
-    return walks.clamp(-5, 5).to(device), stamps.to(device)
 
 
-def precision_of(name: str, device: torch.device) -> Any:
-    """Autocast for "bf16", nothing for "fp32"."""
-    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
+def paths(nets: Any, given: tuple[Tensor, Tensor], count: int, sampling: Any) -> Any:
+    """So many paths of ours, of each window."""
+    return generation.sample_paths(
+        nets.tokenizer,
+        nets.predictor,
+        *given,
+        n=HORIZON,
+        num_samples=count,
+        max_context=MAX_CONTEXT,
+        sampling=sampling,
+    )
 
 
-def generate(
-    networks: tuple[Any, Any], windows: int, paths: int, precision: str, device: torch.device
-) -> Callable[[], Any]:
-    """A run of ours."""
-    context, stamps = inputs(windows, CONTEXT, HORIZON, device)
+def check(nets: Any, original: Any, device: torch.device) -> None:
+    """Compare greedy tokens of one path, and of ten, with the original's.
 
-    def run() -> Any:
-        with precision_of(precision, device):
-            return generation.sample_paths(
-                *networks,
-                context,
-                stamps,
-                n=HORIZON,
-                num_samples=paths,
-                max_context=512,
-                sampling=generation.Sampling(),
-                path_bytes=8 * 2**30 if device.type == "cuda" else generation.PATH_BYTES,
-            )
-
-    return run
-
-
-def train(network: Any, precision: str, device: torch.device) -> Callable[[], None]:
-    """A training step of the predictor on windows of tokens."""
-    _, stamps = inputs(BATCH, 1, WINDOW - 1, device)
-    entries = 2**network.config.s1_bits
-    s1, s2 = torch.randint(entries, (2, BATCH, WINDOW), device=device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device.type == "cuda")
-
-    def step() -> None:
-        network.train()
-        with precision_of(precision, device):
-            loss = network.loss(s1, s2, stamps).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-class Original:
-    """The original's networks with our weights.
-
-    Parameters
-    ----------
-    folder
-        Holds the package `kronos_model`, which needs more than torch.
-    size
-        Name of the size.
-    device
-        Where the networks are.
+    Raises
+    ------
+    WrongAnswer
+        If one token of one path differs.
     """
-
-    def __init__(self, folder: Path, size: str, device: torch.device):
-        sys.path.insert(0, str(folder))
-        package = importlib.import_module("kronos_model")
-        self.infer = importlib.import_module("kronos_model.kronos").auto_regressive_inference
-        sizes, checkpoints = config.size_named(size), _checkpoints()
-        own = sizes.tokenizer
-        tokenizer_config = {
-            "d_in": own.n_components,
-            "n_enc_layers": own.n_encoder_layers + 1,
-            "n_dec_layers": own.n_decoder_layers + 1,
-            "group_size": 4,
-            **_common(own),
-            **{name: getattr(own, name) for name in ("beta", "gamma0", "gamma", "zeta")},
-        }
-        own = sizes.predictor
-        predictor_config = {
-            "n_layers": own.n_layers,
-            "token_dropout_p": own.token_dropout,
-            "learn_te": own.learn_time_embedding,
-            **_common(own),
-        }
-        torch.manual_seed(0)
-        self.tokenizer = package.KronosTokenizer(**tokenizer_config).eval().to(device)
-        self.predictor = package.Kronos(**predictor_config).eval().to(device)
-        self.ours = (
-            tokenizer_module.KronosTokenizer(sizes.tokenizer).eval(),
-            predictor_module.KronosPredictor(sizes.predictor).eval(),
-        )
-        checkpoints.load_released_tokenizer(self.ours[0], self.tokenizer.cpu().state_dict())
-        checkpoints.load_released_predictor(self.ours[1], self.predictor.cpu().state_dict())
-        self.tokenizer.to(device), self.predictor.to(device)
-        self.ours = tuple(network.to(device) for network in self.ours)
-
-    def generate(self, windows: int, paths: int, device: torch.device, top_k: int = 0) -> Any:
-        """The original's bars, the mean over paths."""
-        context, stamps = inputs(windows, CONTEXT, HORIZON, device)
-        known, ahead = stamps[:, :CONTEXT].float(), stamps[:, CONTEXT:].float()
-        return self.infer(
-            self.tokenizer,
-            self.predictor,
-            context,
-            known,
-            ahead,
-            512,
-            HORIZON,
-            top_k=top_k,
-            top_p=1.0,
-            sample_count=paths,
-        )[:, -HORIZON:]
-
-    def check(self, device: torch.device) -> None:
-        """End the run if greedy bars differ: one other token moves a bar by far more."""
-        context, stamps = inputs(1, CONTEXT, HORIZON, device)
-        mine = generation.generate(
-            *self.ours,
-            context,
-            stamps,
-            n=HORIZON,
-            max_context=512,
-            sampling=generation.Sampling(top_k=1),
-        )[0]
-        theirs = torch.from_numpy(self.generate(1, 1, device, top_k=1))
-        if not torch.allclose(mine.cpu(), theirs, rtol=1e-3, atol=1e-3):
-            sys.exit("No time is reported: greedy bars differ from the original's.")
-
-
-def _checkpoints() -> Any:
-    return importlib.import_module("darts_kronos.checkpoints")
-
-
-def _common(own: Any) -> dict[str, Any]:
-    same = ("d_model", "n_heads", "ff_dim", "s1_bits", "s2_bits")
-    dropouts = ("ffn_dropout", "attn_dropout", "resid_dropout")
-    return {name: getattr(own, name) for name in same} | {
-        f"{name}_p": getattr(own, name) for name in dropouts
-    }
+    given = inputs(1, CONTEXT, HORIZON, device)
+    theirs = original.greedy(nets, *given, HORIZON, MAX_CONTEXT)
+    for count in (1, 10):
+        ours = paths(nets, given, count, NEARLY_GREEDY)
+        for mine, other in zip((ours.s1, ours.s2), theirs, strict=True):
+            if not (mine == other).all():
+                raise WrongAnswer(f"{nets.size}: tokens of {count} paths are not the original's.")
 
 
 def weight_bytes(predictor: Any, precision: str) -> int:
     """Bytes of weights that a step reads."""
-    parts = (
-        *predictor.transformer.blocks,
-        predictor.s2_conditioning,
-        predictor.s1_head,
-        predictor.s2_head,
-    )
+    s2 = predictor.s2_conditioning
+    parts = *predictor.transformer.blocks, s2.key_value, s2.out
+    parts += predictor.s1_head, predictor.s2_head
     size = 2 if precision == "bf16" else 4
     return sum(p.numel() for part in parts for p in part.parameters()) * size
+
+
+def generate(nets: Any, original: Any, shape: str, setting: Setting) -> list[dict[str, Any]]:
+    """Rows of a shape, "windows x paths", in both precisions."""
+    windows, count = map(int, shape.split("x"))
+    given = inputs(windows, CONTEXT, HORIZON, setting.device)
+    theirs, part = None, ""
+    if original is not None:
+        arguments = (nets, *given, HORIZON, MAX_CONTEXT, count)
+        if windows * count <= setting.rows:
+            # The check has warmed it up.
+            theirs = original.sampled_seconds(*arguments)
+        else:
+            theirs, part = original.scaled_seconds(*arguments, setting.rows)
+    rows = []
+    for precision in ("fp32", "bf16"):
+        with setting.of_precision(precision):
+            run = lambda: paths(nets, given, count, generation.Sampling())  # noqa: E731
+            run()
+            seconds = Seconds([seconds_of(run) for _ in range(setting.repeats)])
+        rate = weight_bytes(nets.predictor, precision) * HORIZON / seconds.median
+        found = {
+            "case": f"{nets.size} {CONTEXT}/{HORIZON} {windows} x {count} {precision}",
+            "ours s": seconds.median,
+            "spread": seconds.spread,
+            "bars/s": windows * count * HORIZON / seconds.median,
+            "weights GB/s": rate / 1e9,
+            "share of bandwidth": rate / setting.bandwidth,
+        }
+        if theirs is not None:
+            found |= {
+                "original s": theirs,
+                "ratio": theirs / seconds.median,
+                "original measured": part or "whole",
+            }
+        rows.append(found)
+    return rows
+
+
+def training_steps(network: nn.Module, loss: Callable[[], Tensor], precision: Any) -> Seconds:
+    """Steps with gradients, clipping and AdamW."""
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        fused=next(network.parameters()).is_cuda,
+    )
+
+    def step() -> None:
+        with precision:
+            value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 3.0)
+        optimizer.step()
+
+    network.train()
+    seconds = [seconds_of(step) for _ in range(WARM_UP + STEPS)][WARM_UP:]
+    network.eval()
+    return Seconds(seconds)
+
+
+def train(nets: Any, theirs: Any, setting: Setting) -> list[dict[str, Any]]:
+    """Rows of both stages in both precisions; `theirs` is the module of the original's training."""
+    bars, stamps = inputs(BATCH, WINDOW, 0, setting.device)
+    tokenizer, predictor = nets.tokenizer, nets.predictor
+    with torch.no_grad():
+        s1, s2 = tokenizer.encode(bars)
+
+    def first_epoch() -> Tensor:
+        with torch.no_grad():
+            encoded = tokenizer.encode(bars)
+        return predictor.loss(*encoded, stamps).loss
+
+    cases: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "tokenizer": (tokenizer, lambda: tokenizer(bars).loss),
+        "predictor": (predictor, first_epoch),
+        "predictor, tokens kept": (predictor, lambda: predictor.loss(s1, s2, stamps).loss),
+    }
+    rows = []
+    for precision in ("fp32", "bf16"):
+        original: dict[str, tuple[float, float]] = {}
+        for name, (network, loss) in cases.items():
+            stage = name.split(",")[0]
+            if theirs is not None and stage not in original:
+                reset_peak(setting.device)
+                batch = theirs.Batch(bars, stamps)
+                named = "bf16-mixed" if precision == "bf16" else "32-true"
+                steps = theirs.training_steps(nets, stage, batch, WARM_UP + STEPS, named)
+                original[stage] = Seconds(steps[WARM_UP:]).median, peak(setting.device)
+            reset_peak(setting.device)
+            seconds = training_steps(network, loss, setting.of_precision(precision))
+            found = {
+                "case": f"{nets.size} {name} {precision} {BATCH} x {WINDOW}",
+                "ours s": seconds.median,
+                "spread": seconds.spread,
+                "tokens/s": BATCH * WINDOW / seconds.median,
+                "GiB": peak(setting.device),
+            }
+            if stage in original:
+                median, held = original[stage]
+                found |= {
+                    "original s": median,
+                    "ratio": median / seconds.median,
+                    "original GiB": held,
+                }
+            rows.append(found)
+            network.zero_grad()
+    return rows
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the most memory that was held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> float:
+    """The most GiB that tensors have taken since, with weights and their gradients."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
+def show(rows: list[dict[str, Any]], headed: bool) -> None:
+    """Print rows of a Markdown table, after its head or without."""
+    if headed:
+        print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for one in rows:
+        cells = (f"{v:.3g}" if isinstance(v, float) and v < 1000 else v for v in one.values())
+        text = (f"{cell:,.0f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        print("| " + " | ".join(text) + " |", flush=True)
 
 
 def main() -> None:
@@ -238,59 +289,48 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["mini", "small", "base"])
-    parser.add_argument("--shapes", nargs="+", default=["1x1", "8x10", "64x100"])
+    parser.add_argument("--shapes", nargs="*", default=["1x1", "8x10", "64x100"])
+    parser.add_argument("--train", nargs="*", default=["base"], help="sizes that are trained")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--original", type=Path, help="folder that holds kronos_model")
-    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--original", type=Path, help="folder that holds kronos_finance")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
     args = parser.parse_args()
     device = torch.device(args.device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    peak = bandwidth(device)
-    print(f"{name}, torch {torch.__version__}, read bandwidth {peak / 1e9:.0f} GB/s", flush=True)
-    print("| case | s | bars/s | original s | ratio | weights GB/s | share of bandwidth |")
-    print("|---|---|---|---|---|---|---|")
-    for size in args.sizes:
-        original = None if args.original is None else Original(args.original, size, device)
-        if original is not None:
-            original.check(device)
-            networks = original.ours
-        else:
-            sizes = config.size_named(size)
-            torch.manual_seed(0)
-            networks = (
-                tokenizer_module.KronosTokenizer(sizes.tokenizer).eval().to(device),
-                predictor_module.KronosPredictor(sizes.predictor).eval().to(device),
-            )
-        for shape in args.shapes:
-            windows, paths = map(int, shape.split("x"))
-            theirs = None
-            if original is not None:
-                call = partial(original.generate, windows, paths, device)
-                theirs = seconds_of(call, device, 1)
-            for precision in ("fp32", "bf16"):
-                run = generate(networks, windows, paths, precision, device)
-                mine = seconds_of(run, device, args.repeats)
-                rate = weight_bytes(networks[1], precision) * HORIZON / mine
-                print(
-                    f"| {size} {shape} {precision} | {mine:.3f} "
-                    f"| {windows * paths * HORIZON / mine:,.0f} "
-                    f"| {'–' if theirs is None else f'{theirs:.2f}'} "
-                    f"| {'–' if theirs is None else f'{theirs / mine:.1f}'} "
-                    f"| {rate / 1e9:.1f} | {rate / peak:.2f} |",
-                    flush=True,
-                )
-        if args.no_training:
-            continue
-        for precision in ("fp32", "bf16"):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            mine = seconds_of(train(networks[1], precision, device), device, args.repeats)
-            held = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
-            print(
-                f"| {size} training {BATCH} x {WINDOW} {precision}, {held:.1f} GiB | {mine:.3f} "
-                f"| {BATCH * (WINDOW - 1) / mine:,.0f} | – | – | – | – |",
-                flush=True,
-            )
+    setting = Setting(device, args.repeats, args.rows, bandwidth(device))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(
+        f"{name}, torch {torch.__version__}, read bandwidth {setting.bandwidth / 1e9:.0f} GB/s",
+        flush=True,
+    )
+    original = training = None
+    if args.original is not None:
+        sys.path.insert(0, str(args.original))
+        original = importlib.import_module("timing.original")
+        training = importlib.import_module("timing.original_training")
+    started, found = now(), []
+    try:
+        for size in dict.fromkeys((*args.sizes, *args.train)):
+            nets = networks(size, original, device)
+            if size in args.sizes and args.shapes:
+                if original is not None:
+                    check(nets, original, device)
+                for shape in args.shapes:
+                    rows = generate(nets, original, shape, setting)
+                    show(rows, headed=shape == args.shapes[0])
+                    found += rows
+            if size in args.train:
+                if training is not None:
+                    training.check(nets, training.Batch(*inputs(2, WINDOW, 0, device)))
+                rows = train(nets, training, setting)
+                show(rows, headed=True)
+                found += rows
+    except WrongAnswer as wrong:
+        sys.exit(f"No time is reported, because the answers differ. {wrong}")
+    print(f"{now() - started:.0f} s")
+    if args.json is not None:
+        text = {"device": name, "torch": torch.__version__, "rows": found}
+        args.json.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

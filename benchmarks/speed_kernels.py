@@ -14,7 +14,7 @@ from darts_kronos.generation import Sampling, generate
 from darts_kronos.nn import rows
 from darts_kronos.nn.config import SIZES
 from darts_kronos.nn.kernels import Linear, packed
-from darts_kronos.nn.layers import LayerCache, attend_shared
+from darts_kronos.nn.layers import LayerCache
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
@@ -55,7 +55,7 @@ def test_shared_attention(benchmark, windows, paths):
     own = torch.randn(2, windows, HEADS, paths, 56, HEAD_WIDTH)
     cache.append(*own, capacity=112)
     queries = torch.randn(windows, HEADS, paths, 1, HEAD_WIDTH)
-    benchmark(attend_shared, queries, cache)
+    benchmark(cache.attend, queries)
 
 
 @pytest.mark.parametrize("paths", [1, 10])

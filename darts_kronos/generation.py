@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import is_number
+from darts_kronos.nn.graphs import FEWEST_BARS, RecordedPaths
 from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.rereading import Rereader
@@ -115,7 +116,8 @@ class Sampling:
 
 def _most_probable(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Descending probabilities, and their ids: of all, or of enough to exceed `top_p`."""
-    if probabilities.shape[-1] > NUCLEUS_TRIED:
+    # Elsewhere than on a CPU it takes long to hear whether they are enough.
+    if probabilities.shape[-1] > NUCLEUS_TRIED and probabilities.device.type == "cpu":
         found = probabilities.topk(NUCLEUS_TRIED, dim=-1)
         if bool((found.values.sum(dim=-1) > top_p).all()):
             return found.values, found.indices
@@ -259,7 +261,7 @@ def sample_paths(
         # They have at most 20 bits.
         *(context.new_empty(drawn_samples, B, n, dtype=torch.int32) for _ in range(2)),
     )
-    with _ready(tokenizer, predictor, rows, rereads):
+    with _ready(tokenizer, predictor, rows, rereads) as dtype:
         for first in range(0, B, windows_per_turn):
             chosen = slice(first, first + windows_per_turn)
             window = _Window(
@@ -270,6 +272,7 @@ def sample_paths(
                 n,
                 max_context,
                 sliding,
+                dtype,
             )
             for done in range(0, drawn_samples, paths_per_turn):
                 turn = slice(done, min(done + paths_per_turn, drawn_samples))
@@ -307,12 +310,15 @@ class _Window:
         n: int,
         max_context: int,
         sliding: str,
+        dtype: torch.dtype,
     ):
         self.tokenizer = tokenizer
         self.predictor = predictor
         self.stamps = stamps
         self.n = n
         self.max_context = max_context
+        self.dtype = dtype
+        self.recorded: RecordedPaths | None = None
         self.s1, self.s2 = tokenizer.encode(context)
         self.length = context.shape[1]
         # Bars that can be written before the window is read again.
@@ -332,7 +338,13 @@ class _Window:
         s1 = self.s1.new_empty(len(self.s1), num_samples, self.n)
         s2 = torch.empty_like(s1)
         cache = self.cache.restart()
-        done = self._draw_compiled(s1, s2, sampling)
+        written = self._written_by_kernels(num_samples, sampling)
+        if written is None:
+            written = self._written_by_graphs(num_samples, sampling)
+        done = 0
+        if written is not None:
+            done = self.room
+            s1[:, :, :done], s2[:, :, :done] = written
         hidden = self.hidden.expand(-1, num_samples, -1)
         for i in range(done, self.room):
             if i > 0:
@@ -347,24 +359,34 @@ class _Window:
             self._draw_sliding(s1, s2, sampling)
         return Paths(*(one.transpose(0, 1) for one in (self._decode(s1, s2), s1, s2)))
 
-    def _draw_compiled(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> int:
-        """Draw the paths' tokens, (B, S, n), by compiled kernels, until the window slides.
-
-        Returns how many bars were drawn: 0 if torch is to draw them.
-        """
-        written = self.predictor.write(
+    def _written_by_kernels(self, num_samples: int, sampling: Sampling) -> Tensor | None:
+        """Tokens of paths, (2, B, S, room), by compiled kernels; None if torch is to draw them."""
+        return self.predictor.write(
             self.room,
-            s1.shape[1],
+            num_samples,
             self.hidden,
             self._stamps(self.length, self.length + self.room - 1),
             self.cache,
             most=self.max_context,
             sampling=sampling.numbers,
         )
-        if written is None:
-            return 0
-        s1[:, :, : self.room], s2[:, :, : self.room] = written
-        return self.room
+
+    def _written_by_graphs(self, num_samples: int, sampling: Sampling) -> Tensor | None:
+        """The same by steps that a GPU records; None if there is none, or too few of them."""
+        if self.s1.device.type != "cuda" or self.room <= FEWEST_BARS:
+            return None
+        if self.recorded is None or self.recorded.num_samples != num_samples:
+            self.recorded = RecordedPaths(
+                self.predictor,
+                self.cache,
+                self._stamps(self.length, self.length + self.room - 1),
+                num_samples=num_samples,
+                n=self.room,
+                most=self.max_context,
+                dtype=self.dtype,
+                draw=sampling.draw,
+            )
+        return self.recorded.write(self.hidden)
 
     def _draw_sliding(self, s1: Tensor, s2: Tensor, sampling: Sampling) -> None:
         """Draw the rest of the paths' tokens, (B, S, n), reading all windows again for each bar."""
@@ -438,8 +460,10 @@ def _bytes_needed(
 @contextmanager
 def _ready(
     tokenizer: KronosTokenizer, predictor: KronosPredictor, rows: int, rereads: bool
-) -> Iterator[None]:
+) -> Iterator[torch.dtype]:
     """Both networks as generation wants them for the block: evaluating, folded and packed.
+
+    Yields the data type of the predictor's products.
 
     `rows` are those of a step, and 0 if there are too few steps to lay weights out for them. Of the
     predictor, torch has steps to make if the window is read again (`rereads`), or without kernels.
@@ -458,7 +482,7 @@ def _ready(
         stack.enter_context(packed(predictor, dtype, rows if by_torch else 0))
         # It makes a few large products.
         stack.enter_context(packed(tokenizer, tokenizer.head.weight.dtype, 0))
-        yield
+        yield dtype
 
 
 @contextmanager

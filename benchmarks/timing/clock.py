@@ -1,14 +1,14 @@
-"""Seconds over repeats, and tables of them."""
+"""Seconds over repeats, and rows of tables of them."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
+import torch
 
 
 class WrongAnswer(Exception):
@@ -59,7 +59,7 @@ class Seconds:
     @property
     def median(self) -> float:
         """The median over repeats."""
-        return float(np.median(self.values))
+        return statistics.median(self.values)
 
     @property
     def spread(self) -> float:
@@ -80,7 +80,9 @@ def use(name: str) -> None:
 
 
 def now() -> float:
-    """Seconds of the clock in use."""
+    """Seconds of the clock in use, when a GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return CLOCKS[_clock[0]]()
 
 
@@ -104,18 +106,3 @@ def row(name: str, ours: Seconds, original: Seconds | None = None, **more: Any) 
             "original measured": original.part or "whole",
         }
     return out | {"repeats": len(ours.values)} | more
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    frame = pd.DataFrame(rows).astype(object)
-    shown = frame.apply(lambda column: column.map(_shown))
-    return str(shown.to_markdown(index=False))
-
-
-def _shown(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    return str(value)

@@ -81,8 +81,8 @@ def predictor_config(size: str) -> dict[str, Any]:
     }
 
 
-def networks(size: str, seed: int = 0) -> Networks:
-    """Random networks of a published size, in evaluation mode."""
+def networks(size: str, seed: int = 0, device: str | torch.device = "cpu") -> Networks:
+    """Random networks of a published size, in evaluation mode, the same on each device."""
     torch.manual_seed(seed)
     original_tokenizer = OriginalTokenizer(**tokenizer_config(size)).eval()
     original_predictor = Kronos(**predictor_config(size)).eval()
@@ -96,9 +96,8 @@ def networks(size: str, seed: int = 0) -> Networks:
     predictor = KronosPredictor(checkpoints.predictor_config_from_released(predictor_config(size)))
     checkpoints.load_released_tokenizer(tokenizer, original_tokenizer.state_dict())
     checkpoints.load_released_predictor(predictor, original_predictor.state_dict())
-    return Networks(
-        size, original_tokenizer, original_predictor, tokenizer.eval(), predictor.eval()
-    )
+    found = original_tokenizer, original_predictor, tokenizer, predictor
+    return Networks(size, *(one.eval().to(device) for one in found))
 
 
 def random_windows(windows: int, bars: int, ahead: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -187,7 +186,7 @@ def scaled_seconds(
     stamp = stamps.repeat_interleave(paths, dim=0)[:rows].float()
     lengths = np.minimum(np.arange(T, T + n), max_context)
     entries = 2**nets.predictor.config.s1_bits
-    s1, s2 = torch.randint(entries, (2, rows, T + n))
+    s1, s2 = torch.randint(entries, (2, rows, T + n), device=context.device)
 
     def step(length: int) -> float:
         start = now()

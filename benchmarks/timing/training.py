@@ -5,22 +5,20 @@ Shapes by letter: B windows, T bars.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
-from torch import Tensor, nn
 
 from darts_kronos import KronosModel
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.windows import training_windows
 from timing import original
 from timing.backtest import candle_frame, series_of
-from timing.clock import Plan, Seconds, WrongAnswer, now, row
+from timing.clock import Plan, Seconds, now, row
+from timing.original_training import Batch, check, training_steps
 
 BATCH, CONTEXT, HORIZON = 32, 512, 49
 WARM_UP, STEPS = 3, 3
@@ -31,14 +29,6 @@ step; a training has thousands."""
 NOTHING_VARIED = dict.fromkeys(
     ("mirror", "price_jitter", "volume_jitter", "volume_dropout", "date_shift"), 0.0
 )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch as both sides see it: normalised bars (B, T, C) and stamps (B, T, 5)."""
-
-    bars: Tensor
-    stamps: Tensor
 
 
 class StepTimes(pl.Callback):
@@ -116,75 +106,6 @@ def batch_of(model: KronosModel, batch: int) -> Batch:
     return Batch(windows.bars, windows.stamps)
 
 
-def tokenizer_loss(network: nn.Module, batch: Batch) -> Tensor:
-    """The original's loss of stage one."""
-    (coarse, fine), bsq_loss, _, _ = network(batch.bars)
-    return (F.mse_loss(coarse, batch.bars) + F.mse_loss(fine, batch.bars) + bsq_loss) / 2
-
-
-def predictor_losses(
-    tokenizer: nn.Module, network: nn.Module, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """The original's loss of stage two, and its part of the coarse token."""
-    with torch.no_grad():
-        s1, s2 = tokenizer.encode(batch.bars, half=True)
-    logits = network(s1[:, :-1], s2[:, :-1], batch.stamps[:, :-1].float())
-    loss, s1_loss, _ = network.head.compute_loss(*logits, s1[:, 1:], s2[:, 1:])
-    return loss, s1_loss
-
-
-def check(nets: original.Networks, batch: Batch) -> None:
-    """Compare losses of equal weights without dropout; of the fine token, they differ by design.
-
-    Raises
-    ------
-    WrongAnswer
-        If a loss differs.
-    """
-    few = Batch(batch.bars[:2], batch.stamps[:2])
-    with torch.no_grad():
-        s1, s2 = nets.tokenizer.encode(few.bars)
-        pairs = {
-            "tokenizer": (
-                nets.tokenizer(few.bars).loss,
-                tokenizer_loss(nets.original_tokenizer, few),
-            ),
-            "coarse token": (
-                nets.predictor.loss(s1, s2, few.stamps).s1_loss,
-                predictor_losses(nets.original_tokenizer, nets.original_predictor, few)[1],
-            ),
-        }
-    for name, (mine, theirs) in pairs.items():
-        if not torch.isclose(mine, theirs, rtol=1e-4):
-            raise WrongAnswer(f"{nets.size}: the {name} loss is {mine:.6f}, not {theirs:.6f}.")
-
-
-def original_steps(
-    nets: original.Networks, stage: str, batch: Batch, steps: int, precision: str
-) -> list[float]:
-    """Seconds of the original's steps: loss, gradients, clipping, AdamW."""
-    network = nets.original_tokenizer if stage == "tokenizer" else nets.original_predictor
-    network.train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1
-    )
-    seconds = []
-    for _ in range(steps):
-        start = now()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
-            if stage == "tokenizer":
-                loss = tokenizer_loss(network, batch)
-            else:
-                loss, _ = predictor_losses(nets.original_tokenizer, network, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 2.0 if stage == "tokenizer" else 3.0)
-        optimizer.step()
-        seconds.append(now() - start)
-    network.eval()
-    return seconds
-
-
 def run(plan: Plan) -> list[dict[str, Any]]:
     """Rows of both stages; bf16 beside float32."""
     batch, steps = 4 if plan.quick else BATCH, WARM_UP + STEPS
@@ -200,7 +121,7 @@ def run(plan: Plan) -> list[dict[str, Any]]:
             for stage in ("tokenizer", "predictor"):
                 if stage == "tokenizer" and size != "mini":
                     continue
-                theirs = original_steps(nets, stage, given, steps, precision)[WARM_UP:]
+                theirs = training_steps(nets, stage, given, steps, precision)[WARM_UP:]
                 for name in times:
                     if not name.startswith(stage):
                         continue

@@ -124,6 +124,28 @@ class LayerCache:
         self.path_values[:, :, :, start : start + M] = values
         self.length += M
 
+    @torch.no_grad()
+    def attend(self, queries: Tensor) -> Tensor:
+        """Attention of M new bars of each path over the shared window and the path's own bars.
+
+        The S paths of a window are rows of one product with the window's keys, so that these are
+        read once and never copied.
+
+        Parameters
+        ----------
+        queries
+            Shape (B, H, S, M, K), for the M newest of the path's own bars, which are kept already;
+            with M = 1 the path may have none yet.
+
+        Returns
+        -------
+        Tensor
+            Shape (B, H, S, M, K).
+        """
+        if queries.shape[2] == 1:
+            return _attend_joined(queries.squeeze(2), self).unsqueeze(2)
+        return attend_paths(queries, self.window, self.own)
+
     def restart(self) -> LayerCache:
         """A cache with the same prefix and no bars of the paths."""
         return LayerCache(prefix=self.prefix)
@@ -159,6 +181,11 @@ class Cache:
         """The same window with no bars of the paths: for its next chunk of paths."""
         return replace(self, layers=[layer.restart() for layer in self.layers])
 
+    def turns(self, count: int) -> Rotary:
+        """Rotations, each (count, K), of so many bars that are about to be added."""
+        start = self.prefix_length + self.path_length
+        return self.rotary[0][start : start + count], self.rotary[1][start : start + count]
+
     def keep(self, most: int) -> None:
         """Attend to the newest `most` bars only, of which one is about to be added."""
         if self.prefix_length + self.path_length < most:
@@ -168,38 +195,13 @@ class Cache:
 
 
 @torch.no_grad()
-def attend_shared(queries: Tensor, cache: LayerCache) -> Tensor:
-    """Attention of M new bars of each path over the shared window and the path's own bars.
-
-    The S paths of a window are rows of one product with the window's keys, so that these are
-    read once and never copied.
-
-    Parameters
-    ----------
-    queries
-        Shape (B, H, S, M, K), for the M newest of the path's own bars; with M = 1 the path may
-        have none yet.
-    cache
-        Keys and values of the window and of the path's own bars, the new ones included.
-
-    Returns
-    -------
-    Tensor
-        Shape (B, H, S, M, K).
-    """
-    if queries.shape[2] == 1:
-        return _attend_joined(queries.squeeze(2), cache).unsqueeze(2)
-    return attend_paths(queries, cache.window, cache.own)
-
-
-@torch.no_grad()
 def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
-    """The same of windows with several paths.
+    """Attention of M new bars of each of several paths.
 
     Parameters
     ----------
     queries
-        Shape (B, H, S, M, K).
+        Shape (B, H, S, M, K), for the M newest of the path's own bars.
     window, own
         Keys and values of the window, each (B, H, T, K), and of the paths' own bars, each
         (B, H, S, L, K), if any.
@@ -300,7 +302,7 @@ class CausalSelfAttention(nn.Module):
         heads = self.heads(x).permute(3, 0, 4, 1, 2, 5)
         q, k = rotate(heads[:2], rotary)
         cache.append(k, heads[2], capacity)
-        y = attend_shared(q, cache)
+        y = cache.attend(q)
         return self.out(y.movedim(1, -2).flatten(-2))
 
 
@@ -412,9 +414,7 @@ class CausalStack(nn.Module):
 
         Layers that the cache holds beyond the blocks are left to the caller.
         """
-        start = cache.prefix_length + cache.path_length
-        new = slice(start, start + x.shape[-2])
-        rotary = (cache.rotary[0][new], cache.rotary[1][new])
+        rotary = cache.turns(x.shape[-2])
         for block, layer_cache in zip(self.iterate(), cache.layers, strict=False):
             x = block.extend(x, rotary, layer_cache, cache.capacity)
         return x

@@ -24,7 +24,6 @@ from darts_kronos.nn.layers import (
     CausalStack,
     KeysValues,
     LayerCache,
-    attend_shared,
     contiguous,
     windows_at_once,
 )
@@ -187,7 +186,7 @@ class S2Conditioning(nn.Module):
         `hidden` is its state, (B, S, D), which the cache holds already; `queries`, (B, S, D), are
         those of the chosen s1.
         """
-        y = attend_shared(self._heads(queries).unsqueeze(-2), cache)
+        y = cache.attend(self._heads(queries).unsqueeze(-2))
         return self.norm(hidden + self.out(y.squeeze(-2).transpose(1, 2).flatten(-2)))
 
 
