@@ -15,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import is_number
-from darts_kronos.nn.graphs import FEWEST_BARS, RecordedPaths
+from darts_kronos.nn.graphs import uniforms
 from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.recorded_paths import FEWEST_BARS, RecordedPaths
 from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
-"""Memory that the paths drawn together may take; more paths are drawn in turns."""
+"""Memory that the paths drawn together may take on a CPU; more paths are drawn in turns."""
+
+SHARE_OF_GPU = 8
+"""Part of a GPU's memory that they may take there."""
 
 NUCLEUS_TRIED = 128
 """Most probable tokens among which a nucleus is looked for before all are sorted."""
@@ -90,13 +94,22 @@ class Sampling:
         return self.top_k == 1
 
     @property
+    def plain(self) -> bool:
+        """Whether tokens are drawn from all."""
+        return self.top_k is None and (self.top_p is None or self.top_p == 1)
+
+    @property
     def numbers(self) -> tuple[float, int, float]:
         """Temperature, `top_k` and `top_p`; for None, such as leave no token out."""
         top_k = ALL if self.top_k is None else min(self.top_k, ALL)
         return float(self.temperature), top_k, 1.0 if self.top_p is None else float(self.top_p)
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """One token id, (...), for each row of logits (..., V), by torch's global generator."""
+    def draw(self, logits: Tensor, given: Tensor | None = None) -> Tensor:
+        """One token id, (...), for each row of logits (..., V).
+
+        It is drawn by numbers in [0, 1), float32, (..., 1); None: those of torch's global
+        generator.
+        """
         if self.greedy:
             return logits.argmax(dim=-1)
         logits = logits.float()
@@ -110,7 +123,9 @@ class Sampling:
             if ids is None:
                 probabilities, ids = _most_probable(probabilities, self.top_p)
             probabilities = _keep_nucleus(probabilities, self.top_p)
-        drawn = _draw(probabilities)
+        if given is None:
+            given = uniforms((*probabilities.shape[:-1], 1), probabilities.device)
+        drawn = _draw(probabilities, given)
         return (drawn if ids is None else ids.gather(-1, drawn)).squeeze(-1)
 
 
@@ -132,15 +147,16 @@ def _keep_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(outside, 0.0)
 
 
-def _draw(probabilities: Tensor) -> Tensor:
+def _draw(probabilities: Tensor, given: Tensor) -> Tensor:
     """One place, (..., 1), for each row of float32 probabilities (..., V) in any order and scale.
 
-    The place whose part of the sum holds a uniform number; one of probability 0 holds none.
+    The place whose part of the sum holds the given share of it, (..., 1); one of probability 0
+    holds none.
     """
     sums = probabilities.cumsum(dim=-1)
     total = sums[..., -1:]
     # Below the sum, also when rounded: torch's uniform numbers are multiples of 2**-24 below 1.
-    return torch.searchsorted(sums, torch.rand_like(total).mul_(total), right=True)
+    return torch.searchsorted(sums, given * total, right=True)
 
 
 def generate(
@@ -154,7 +170,7 @@ def generate(
     max_context: int,
     sampling: Sampling,
     sliding: str = "exact",
-    path_bytes: int = PATH_BYTES,
+    path_bytes: int | None = None,
 ) -> Tensor:
     """Normalised bars, (S, B, n, C), of joint sample paths; see :func:`sample_paths`."""
     return sample_paths(
@@ -183,7 +199,7 @@ def sample_paths(
     max_context: int,
     sampling: Sampling,
     sliding: str = "exact",
-    path_bytes: int = PATH_BYTES,
+    path_bytes: int | None = None,
 ) -> Paths:
     """Draw joint sample paths of the `n` bars after each context.
 
@@ -219,7 +235,8 @@ def sample_paths(
         "exact" or "cached". What was kept of a bar still knows of bars that left the window
         since, so "cached" is no window of `max_context` bars, but costs no new reading of it.
     path_bytes
-        Bound on the memory of the paths that are drawn together: more wait their turn.
+        Bound on the memory of the paths that are drawn together: more wait their turn. None:
+        ``PATH_BYTES``, and on a GPU an eighth of its memory.
 
     Returns
     -------
@@ -248,6 +265,8 @@ def sample_paths(
     rereads = T + n - 1 > max_context and sliding == "exact"
     alone = drawn_samples == 1
     of_window, of_path = _bytes_needed(tokenizer, predictor, T, n, max_context, rereads, alone)
+    if path_bytes is None:
+        path_bytes = _path_bytes(context.device)
     paths_per_turn = min(max(1, (path_bytes - of_window) // of_path), drawn_samples)
     windows_per_turn = max(1, path_bytes // (of_window + paths_per_turn * of_path))
     if paths_per_turn < drawn_samples:
@@ -282,6 +301,13 @@ def sample_paths(
     if sampling.greedy:
         return Paths(*(one.expand(num_samples, *one.shape[1:]) for one in found))
     return found
+
+
+def _path_bytes(device: torch.device) -> int:
+    """Memory that the paths drawn together may take."""
+    if device.type != "cuda":
+        return PATH_BYTES
+    return max(PATH_BYTES, torch.cuda.get_device_properties(device).total_memory // SHARE_OF_GPU)
 
 
 def check_sliding(sliding: str) -> None:
@@ -375,7 +401,7 @@ class _Window:
         """The same by steps that a GPU records; None if there is none, or too few of them."""
         if self.s1.device.type != "cuda" or self.room <= FEWEST_BARS:
             return None
-        if self.recorded is None or self.recorded.num_samples != num_samples:
+        if self.recorded is None or self.recorded.tokens.shape[2] != num_samples:
             self.recorded = RecordedPaths(
                 self.predictor,
                 self.cache,
@@ -385,6 +411,7 @@ class _Window:
                 most=self.max_context,
                 dtype=self.dtype,
                 draw=sampling.draw,
+                temperature=sampling.temperature if sampling.plain else None,
             )
         return self.recorded.write(self.hidden)
 

@@ -1,4 +1,4 @@
-"""The modules of kernels that numba compiles: loaded when they are first asked for, if at all."""
+"""The modules of compiled kernels: loaded when they are first asked for, if at all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from types import ModuleType
 
 @lru_cache
 def kernel_module(name: str) -> ModuleType | None:
-    """A module of kernels; None where there is no numba, or it may not compile."""
+    """A module of kernels of numba; None where that is not there, or may not compile."""
     try:
         from numba import config
 
         if getattr(config, "DISABLE_JIT", False):
             return None
         return import_module(f"darts_kronos.nn.{name}")
+    except ImportError:
+        return None
+
+
+@lru_cache
+def gpu_kernels() -> ModuleType | None:
+    """The kernels of paths on a GPU; None without Triton, which compiles them."""
+    try:
+        return import_module("darts_kronos.nn.gpu_kernels")
     except ImportError:
         return None
 

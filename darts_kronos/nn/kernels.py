@@ -102,7 +102,7 @@ class PackedWeights:
         self.weight = layer.weight.detach().to(dtype)
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         on_cpu = self.weight.device.type == "cpu"
-        self._plain = self.weight
+        self.plain = self.weight
         self.by_onednn = _HAS_ONEDNN and on_cpu and (dtype == torch.float32 or _onednn_has(dtype))
         if rows > 1 and self.by_onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR)
@@ -112,7 +112,7 @@ class PackedWeights:
     @cached_property
     def row(self) -> RowProduct | None:
         """The product of a single row; its kernel is loaded when there is one to make."""
-        return RowProduct.of(self._plain, self.bias)
+        return RowProduct.of(self.plain, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Products (..., O) of inputs (..., I)."""

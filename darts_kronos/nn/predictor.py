@@ -361,6 +361,11 @@ class KronosPredictor(nn.Module):
             return self.s2_conditioning.query(self.tokens.s1(next_s1))
         return F.embedding(next_s1, table)
 
+    def times(self, stamps: Tensor) -> Tensor:
+        """Rows to add for calendar stamps (B, M, 5), (B, M, D), as the embedding does."""
+        # A few at a time: each is looked up in five tables.
+        return torch.cat([self.calendar(part) for part in stamps.split(64, dim=1)], dim=1)
+
     def write(
         self,
         n: int,
@@ -409,8 +414,7 @@ class KronosPredictor(nn.Module):
             return None
         times = hidden.new_empty(0, 0, 0)
         if stamps is not None:
-            # A few at a time: each is looked up in five tables.
-            times = torch.cat([self.calendar(part) for part in stamps.split(64, dim=1)], dim=1)
+            times = self.times(stamps)
         return compiled.write(
             n,
             num_samples,
@@ -425,21 +429,27 @@ class KronosPredictor(nn.Module):
 
     def _for_kernels(self) -> RowPredictor | None:
         """The weights for the compiled kernels; None where these are not there or not faster."""
-        s2, weights, layers = self.s2_conditioning, [], []
-        for block in self.transformer.blocks:
-            assert isinstance(block, Block)
+        s2, weights = self.s2_conditioning, []
+        for block in self.transformer.iterate():
             attn, ffn = block.attn, block.ffn
-            layers += [attn.qkv, attn.out, ffn.gate_value, ffn.down]
             weights += [block.attn_norm.weight, attn.qkv.weight, attn.qkv.bias, attn.out.weight]
             weights += [attn.out.bias, block.ffn_norm.weight]
             weights += [ffn.gate_value.weight, ffn.down.weight]
-        layers += [s2.key_value, s2.out, self.s1_head, self.s2_head]
         weights += [self.norm.weight, s2.key_value.weight, s2.key_value.bias]
         weights += [s2.out.weight, s2.out.bias, s2.norm.weight]
         weights += [self.s1_head.weight, self.s1_head.bias]
         weights += [self.s2_head.weight, self.s2_head.bias]
-        whole = are_plain(*layers) and all(one is not None for one in weights)
-        return RowPredictor.of(*weights) if whole else None
+        return RowPredictor.of(*weights) if self.is_plain else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all layers that read a bar are as they were made: without adapters."""
+        s2 = self.s2_conditioning
+        layers = [s2.key_value, s2.out, self.s1_head, self.s2_head]
+        for block in self.transformer.iterate():
+            attn, ffn = block.attn, block.ffn
+            layers += [attn.qkv, attn.out, ffn.gate_value, ffn.down]
+        return are_plain(*layers)
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:

@@ -1,0 +1,145 @@
+"""A step of paths on a GPU by kernels of its own between the products.
+
+Shapes by letter: B windows, S sample paths of a window, R = B * S rows, n new bars, D width of the
+model, K width of a head, V1 entries of the coarse codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_kronos.nn.kernels import Linear
+from darts_kronos.nn.layers import NORM_EPS, Cache
+
+if TYPE_CHECKING:
+    from darts_kronos.nn.predictor import KronosPredictor
+
+Layer = tuple[Tensor, Any]
+"""Weights of a linear layer, and its bias or None."""
+
+State = tuple[Tensor, Tensor, Tensor]
+"""What a step works on: tokens, (2, B, S, n), which are read and written; numbers in [0, 1) that
+draw them, (n, 2, R); the number of the newest bar, (1,), which grows by one."""
+
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Tokens (...) by logits (..., V) and numbers in [0, 1), (..., 1)."""
+
+
+class FusedStep:
+    """A step that a GPU can record, for networks of plain layers.
+
+    Parameters
+    ----------
+    kernels
+        The module of the kernels.
+    predictor, cache, stamps, most, dtype, draw, temperature
+        As ``RecordedPaths`` takes them; the predictor's layers have no adapters.
+    state
+        What is worked on.
+
+    Attributes
+    ----------
+    stretches
+        Bars after which it would have to be recorded again: all that are read.
+    """
+
+    def __init__(
+        self,
+        kernels: ModuleType,
+        predictor: KronosPredictor,
+        cache: Cache,
+        stamps: Tensor | None,
+        state: State,
+        *,
+        most: int,
+        dtype: torch.dtype,
+        draw: Draw,
+        temperature: float | None,
+    ):
+        self.kernels, self.dtype = kernels, dtype
+        self.tokens, self.given, self.at = state
+        self.draw, self.temperature = draw, temperature
+        _, B, S, n = self.tokens.shape
+        self.stretches = [n - 1]
+        tables, queries = predictor.tokens.folded, predictor.queries
+        assert tables is not None and queries is not None
+        self.tables, self.queries = tables, queries
+        self.times = None if stamps is None else predictor.times(stamps)
+        self.attentions = []
+        for i, layer in enumerate(cache.layers):
+            window = layer.prefix[0].to(dtype), layer.prefix[1].to(dtype)
+            _, H, _, K = window[0].shape
+            own = window[0].new_empty(B, H, S, n - 1, K), window[0].new_empty(B, H, S, n - 1, K)
+            rotary = cache.rotary if i < len(cache.layers) - 1 else None
+            self.attentions.append(kernels.Attention(window, own, rotary, self.at, most))
+        s2, blocks = predictor.s2_conditioning, list(predictor.transformer.iterate())
+        self.blocks = [
+            tuple(
+                self._weights(layer)
+                for layer in (block.attn.qkv, block.attn.out, block.ffn.gate_value, block.ffn.down)
+            )
+            for block in blocks
+        ]
+        of_attention = [(block.attn_norm.weight, NORM_EPS) for block in blocks]
+        self.ffn_norms = [(block.ffn_norm.weight, NORM_EPS) for block in blocks]
+        # Before each block, and after the last.
+        self.norms = [*of_attention, (predictor.norm.weight, NORM_EPS)]
+        # Keys and values for the fine token, and the coarse one's logits, are one product.
+        both = self._weights(s2.key_value), self._weights(predictor.s1_head)
+        self.of_hidden = torch.cat([one[0] for one in both]), torch.cat([one[1] for one in both])
+        self.s2_out, self.s2_norm = self._weights(s2.out), (s2.norm.weight, NORM_EPS)
+        self.s2_head = self._weights(predictor.s2_head)
+
+    def _weights(self, layer: torch.nn.Module) -> Layer:
+        assert isinstance(layer, Linear)
+        if layer.packed is not None:
+            return layer.packed.plain, layer.packed.bias
+        bias = None if layer.bias is None else layer.bias.detach().to(self.dtype)
+        return layer.weight.detach().to(self.dtype), bias
+
+    def look_at(self, bars: int) -> None:
+        """Look at so many own bars of a path: the kernels see how many there are."""
+
+    def __call__(self) -> None:
+        """Read the newest bar of each path, and write the next."""
+        kernels, D = self.kernels, self.tables[0].shape[1]
+        x, row = kernels.embed(
+            self.tokens, self.tables, self.times, self.at, self.norms[0], self.dtype
+        )
+        last = len(self.blocks) - 1
+        for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
+            found = self.attentions[i](*F.linear(row, *qkv).split(D, dim=-1))
+            row = kernels.add_and_norm(x, F.linear(found, *out), self.ffn_norms[i])
+            gated = kernels.gate(F.linear(row, *gate_value))
+            row = kernels.add_and_norm(
+                x, F.linear(gated, *down), self.norms[i + 1], keeps_normed=i == last
+            )
+        keys, values, logits = F.linear(row, *self.of_hidden).tensor_split((D, 2 * D), dim=-1)
+        self._draw(logits, 0)
+        queries = F.embedding(self._next(0), self.queries)
+        found = self.attentions[-1](queries, keys, values)
+        row = kernels.add_and_norm(x, F.linear(found, *self.s2_out), self.s2_norm)
+        self._draw(F.linear(row, *self.s2_head), 1)
+        self.at += 1
+
+    def _next(self, which: int) -> Tensor:
+        """The next bar's tokens, (R,)."""
+        return self.tokens[which].index_select(2, self.at + 1).flatten()
+
+    def _draw(self, logits: Tensor, which: int) -> None:
+        """Write the next bar's coarse or fine tokens."""
+        kernels = self.kernels
+        if self.temperature is not None and logits.shape[1] <= kernels.LARGEST_DRAWN:
+            kernels.draw(logits, self.temperature, self.given, self.at, self.tokens, which)
+            return
+        following = self.at + 1
+        given = self.given.index_select(0, following)[0, which].unsqueeze(-1)
+        drawn = self.draw(logits, given)
+        own = self.tokens[which]
+        own.index_copy_(2, following, drawn.view(*own.shape[:2], 1))

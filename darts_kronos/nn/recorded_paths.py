@@ -1,0 +1,305 @@
+"""Paths that a GPU writes bar by bar, by a step that is recorded once and played for each bar.
+
+A recorded step works on the same memory each time, so what changes from bar to bar, such as how
+many bars the paths have, lies in memory, too, and no tensor changes its shape. There are two such
+steps: ``FusedStep`` of kernels for just this, and ``ModuleStep`` of the network's own layers, for
+those that have an adapter and where Triton is not there.
+
+Shapes by letter: B windows, S sample paths of a window, R = B * S rows, T bars of the window, n new
+bars, L own bars of a path that are looked at, H heads, K width of a head, D width of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from darts_kronos.nn.fused_step import Draw, FusedStep, State
+from darts_kronos.nn.graphs import recorded, uniforms
+from darts_kronos.nn.kernel_modules import gpu_kernels
+from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
+from darts_kronos.nn.rotary import Rotary
+
+if TYPE_CHECKING:
+    from darts_kronos.nn.predictor import KronosPredictor
+
+FEWEST_BARS = 4
+"""Bars from which on it pays to record a step."""
+
+STRETCH = 32
+"""Bars after which a step of many paths is recorded anew, to look at more of them."""
+
+BYTES_LOOKED_AT = 64 * 2**20
+"""Bytes of keys and values that are read in the time that it takes to record another step."""
+
+ALIGNED = 16
+"""Bars, of window and path together, that attention looks at in multiples of."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where all paths are, for a step that is the same at each place.
+
+    Attributes
+    ----------
+    at
+        Own bars of a path before its newest, (1,), int64.
+    looked_at
+        L.
+    hidden
+        What is added to scores of bars, (T + L,): minus infinity for those that are not seen.
+    """
+
+    at: Tensor
+    looked_at: int
+    hidden: Tensor
+
+
+class SteadyLayer(LayerCache):
+    """Keys and values of one attention layer, in memory that stays where it is.
+
+    Parameters
+    ----------
+    prefix
+        Of the window, (B, H, T, K).
+    num_samples
+        S.
+    capacity
+        Own bars that a path can hold.
+    dtype
+        Data type in which keys and values are kept.
+    place
+        Where the paths are.
+    drops
+        Whether bars of the window are to be hidden as well.
+    """
+
+    __slots__ = ("drops", "place")
+
+    def __init__(
+        self,
+        prefix: KeysValues,
+        num_samples: int,
+        capacity: int,
+        dtype: torch.dtype,
+        place: Place,
+        drops: bool,
+    ):
+        keys, values = (one.to(dtype) for one in prefix)
+        super().__init__(prefix=(keys, values))
+        B, H, _, K = keys.shape
+        self.place, self.drops = place, drops
+        # What is hidden is multiplied by 0 all the same.
+        self.path_keys = keys.new_zeros(B, H, num_samples, capacity, K)
+        self.path_values = torch.zeros_like(self.path_keys)
+
+    def append(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Add the keys and values, (B, H, S, 1, K), of the newest bar of each path."""
+        for own, new in ((self.path_keys, keys), (self.path_values, values)):
+            assert own is not None
+            own.index_copy_(3, self.place.at, new.to(own.dtype))
+
+    def attend(self, queries: Tensor) -> Tensor:
+        """Attention, (B, H, S, 1, K), of the newest bars' queries of the same shape."""
+        B, H, S, _, K = queries.shape
+        T, L, hidden = self.prefix[0].shape[2], self.place.looked_at, self.place.hidden
+        assert self.path_keys is not None and self.path_values is not None
+        keys, values = (one.flatten(0, 1) for one in self.prefix)
+        own_keys = self.path_keys[:, :, :, :L].flatten(0, 2)
+        own_values = self.path_values[:, :, :, :L].flatten(0, 2)
+        queries = (queries * K**-0.5).to(keys.dtype).contiguous().view(B * H, S, K)
+        scores = queries.new_empty(B * H, S, T + L)
+        torch.bmm(queries, keys.mT, out=scores[:, :, :T])
+        if self.drops:
+            scores[:, :, :T] += hidden[:T]
+        own_scores = torch.bmm(queries.view(B * H * S, 1, K), own_keys.mT)
+        torch.add(own_scores.view(B * H, S, L), hidden[T:], out=scores[:, :, T:])
+        weights = scores.softmax(dim=-1)
+        own_weights = weights.view(B * H * S, 1, T + L)[:, :, T:]
+        y = torch.bmm(weights[:, :, :T], values).view(B * H * S, 1, K)
+        return y.baddbmm_(own_weights, own_values).view(B, H, S, 1, K)
+
+
+@dataclass(slots=True, kw_only=True)
+class SteadyCache(Cache):
+    """The caches of a stack of layers, in memory that stays where it is.
+
+    Attributes
+    ----------
+    place
+        Where the paths are.
+    """
+
+    place: Place
+
+    def turns(self, count: int) -> Rotary:
+        """Rotations, each (1, K), of the newest bar."""
+        now = self.place.at + self.prefix_length
+        return self.rotary[0].index_select(0, now), self.rotary[1].index_select(0, now)
+
+
+class ModuleStep:
+    """A step by the network's own layers.
+
+    For the parameters see :class:`RecordedPaths` and ``fused_step.FusedStep``.
+    """
+
+    def __init__(
+        self,
+        predictor: KronosPredictor,
+        cache: Cache,
+        stamps: Tensor | None,
+        state: State,
+        *,
+        most: int,
+        dtype: torch.dtype,
+        draw: Draw,
+    ):
+        self.predictor, self.stamps, self.draw = predictor, stamps, draw
+        self.tokens, self.given, at = state
+        _, B, S, n = self.tokens.shape
+        T = cache.prefix_length
+        of_bar = (
+            2 * dtype.itemsize * S * sum(layer.prefix[0][:, :, 0].numel() for layer in cache.layers)
+        )
+        few = of_bar * (n - 1) <= BYTES_LOOKED_AT
+        self.stretches = [n - 1] if few else [*range(STRETCH, n - 1, STRETCH), n - 1]
+        capacity = self._aligned(T, n - 1)
+        self.positions = torch.arange(T + capacity, device=at.device)
+        self.most, self.drops = most, T + n - 1 > most
+        self.place = Place(at, 0, torch.empty(0, dtype=dtype, device=at.device))
+        self.cache = SteadyCache(T, capacity, cache.rotary, place=self.place)
+        for layer in cache.layers:
+            self.cache.layers.append(
+                SteadyLayer(layer.prefix, S, capacity, dtype, self.place, self.drops)
+            )
+
+    @staticmethod
+    def _aligned(T: int, bars: int) -> int:
+        return bars + -(T + bars) % ALIGNED
+
+    def look_at(self, bars: int) -> None:
+        """Look at so many own bars of a path from now on."""
+        self.place.looked_at = self._aligned(self.cache.prefix_length, bars)
+
+    def __call__(self) -> None:
+        """Read the newest bar of each path, and write the next."""
+        at, T = self.place.at, self.cache.prefix_length
+        positions, now = self.positions[: T + self.place.looked_at], at + T
+        hidden_bars = positions > now
+        if self.drops:
+            hidden_bars |= positions <= now - self.most
+        scores = torch.zeros_like(positions, dtype=self.place.hidden.dtype)
+        self.place.hidden = scores.masked_fill_(hidden_bars, float("-inf"))
+        stamps = None if self.stamps is None else self.stamps.index_select(1, at)
+        s1, s2 = self.tokens.index_select(3, at)
+        hidden = self.predictor.extend(s1, s2, stamps, self.cache)
+        at += 1
+        given = self.given.index_select(0, at)[0].view(2, *hidden.shape[:2], 1)
+        s1 = self.draw(self.predictor.s1_logits(hidden), given[0])
+        s2 = self.draw(self.predictor.s2_logits(hidden, s1, self.cache), given[1])
+        self.tokens.index_copy_(3, at, torch.stack((s1, s2)).unsqueeze(3))
+
+
+class RecordedPaths:
+    """Writes new bars of paths, by a step that a GPU records.
+
+    On other devices the step is made anew for each bar.
+
+    Parameters
+    ----------
+    predictor
+        The network, folded and packed, without gradients.
+    cache
+        The windows, which are read only, with the newest bars' rotations.
+    stamps
+        Calendar stamps of the bars that are read, (B, n - 1, 5), or None.
+    num_samples
+        S.
+    n
+        Bars to write, at least 2, of which the last is not read.
+    most
+        Bars that a bar sees at most, itself included; not less than those of a window.
+    dtype
+        Data type of the products, in which keys and values are kept.
+    draw
+        Draws tokens.
+    temperature
+        What it divides logits by, if it does nothing else; else None.
+    """
+
+    def __init__(
+        self,
+        predictor: KronosPredictor,
+        cache: Cache,
+        stamps: Tensor | None,
+        *,
+        num_samples: int,
+        n: int,
+        most: int,
+        dtype: torch.dtype,
+        draw: Draw,
+        temperature: float | None,
+    ):
+        self.predictor, self.windows, self.draw = predictor, cache, draw
+        device = cache.rotary[0].device
+        B = len(cache.layers[0].prefix[0])
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)
+        self.tokens = self.at.new_zeros(2, B, num_samples, n)
+        self.given = torch.empty(n, 2, B * num_samples, device=device)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        state = self.tokens, self.given, self.at
+        kernels = gpu_kernels() if predictor.is_plain else None
+        self.step: FusedStep | ModuleStep
+        if kernels is None:
+            self.step = ModuleStep(
+                predictor, cache, stamps, state, most=most, dtype=dtype, draw=draw
+            )
+        else:
+            self.step = FusedStep(
+                *(kernels, predictor, cache, stamps, state),
+                most=most,
+                dtype=dtype,
+                draw=draw,
+                temperature=temperature,
+            )
+
+    def write(self, hidden: Tensor) -> Tensor:
+        """Draw the new bars' tokens, (2, B, S, n), after windows whose newest states are (B, 1, D).
+
+        The next call writes other ones in their place.
+        """
+        _, B, S, _ = self.tokens.shape
+        hidden, windows = hidden.expand(-1, S, -1), self.windows.restart()
+        self.given.copy_(uniforms(tuple(self.given.shape), self.given.device))
+        given = self.given[0].view(2, B, S, 1)
+        s1 = self.draw(self.predictor.s1_logits(hidden), given[0])
+        s2 = self.draw(self.predictor.s2_logits(hidden, s1, windows), given[1])
+        self.tokens[..., 0] = torch.stack((s1, s2))
+        self.at.zero_()
+        start = 0
+        for end in self.step.stretches:
+            self.step.look_at(end)
+            self._write_stretch(end, end - start)
+            start = end
+        if self.graphs:
+            # What the graphs work on must not be given away before they have done so.
+            torch.cuda.current_stream(self.at.device).synchronize()
+        return self.tokens
+
+    def _write_stretch(self, end: int, count: int) -> None:
+        """Write so many bars, up to number `end`."""
+        graph = self.graphs.get(end)
+        if graph is None and self.at.device.type == "cuda" and count >= FEWEST_BARS:
+            # The first step compiles and loads what the recording needs.
+            self.step()
+            count -= 1
+            graph = self.graphs[end] = recorded(self.step, self.at.device)
+        for _ in range(count):
+            if graph is None:
+                self.step()
+            else:
+                graph.replay()
