@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darts_kronos.nn.kernel_modules import gpu_layers
 from darts_kronos.nn.kernels import Linear
 from darts_kronos.nn.layers import NORM_EPS, Cache
 
@@ -62,7 +63,9 @@ class FusedStep:
         draw: Draw,
         temperature: float | None,
     ):
-        self.kernels, self.dtype = kernels, dtype
+        self.kernels, self.dtype, layers = kernels, dtype, gpu_layers()
+        assert layers is not None
+        self.gate = layers.gate
         self.tokens, self.given, self.at = state
         self.draw, self.temperature = draw, temperature
         _, B, S, n = self.tokens.shape
@@ -112,14 +115,8 @@ class FusedStep:
         x, row = kernels.embed(
             self.tokens, self.tables, self.times, self.at, self.norms[0], self.dtype
         )
-        last = len(self.blocks) - 1
-        for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
-            found = self.attentions[i](*F.linear(row, *qkv).split(D, dim=-1))
-            row = kernels.add_and_norm(x, F.linear(found, *out), self.ffn_norms[i])
-            gated = kernels.gate(F.linear(row, *gate_value))
-            row = kernels.add_and_norm(
-                x, F.linear(gated, *down), self.norms[i + 1], keeps_normed=i == last
-            )
+        read = self._read_row if len(x) == 1 else self._read_rows
+        row = read(x, row)
         keys, values, logits = F.linear(row, *self.of_hidden).tensor_split((D, 2 * D), dim=-1)
         self._draw(logits, 0)
         queries = F.embedding(self._next(0), self.queries)
@@ -127,6 +124,27 @@ class FusedStep:
         row = kernels.add_and_norm(x, F.linear(found, *self.s2_out), self.s2_norm)
         self._draw(F.linear(row, *self.s2_head), 1)
         self.at += 1
+
+    def _read_rows(self, x: Tensor, row: Tensor) -> Tensor:
+        """Hidden states, of `dtype`, and in `x`, by all blocks; `row` is what `x` is normed to."""
+        kernels, D, last = self.kernels, x.shape[1], len(self.blocks) - 1
+        for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
+            found = self.attentions[i](*F.linear(row, *qkv).split(D, dim=-1))
+            row = kernels.add_and_norm(x, F.linear(found, *out), self.ffn_norms[i])
+            found = F.linear(self.gate(F.linear(row, *gate_value)), *down)
+            row = kernels.add_and_norm(x, found, self.norms[i + 1], keeps_normed=i == last)
+        return row
+
+    def _read_row(self, x: Tensor, row: Tensor) -> Tensor:
+        """The same of a single row: norms, gates and sums are made where the products are."""
+        multiply, D, last = self.kernels.multiply, x.shape[1], len(self.blocks) - 1
+        for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
+            heads = multiply(x, qkv, self.norms[i])
+            multiply(self.attentions[i](*heads.split(D, dim=-1)), out, to=x)
+            gated = multiply(x, gate_value, self.ffn_norms[i], gates=True)
+            if i < last:
+                multiply(gated, down, to=x)
+        return self.kernels.add_and_norm(x, multiply(gated, down), self.norms[-1], True)
 
     def _next(self, which: int) -> Tensor:
         """The next bar's tokens, (R,)."""

@@ -5,7 +5,8 @@ go into one; sums and the residual are float32 throughout.
 
 Shapes by letter: B windows, S sample paths of a window, R = B * S rows, T bars of the window, C own
 bars that a path has room for, P parts of a window, D width of the model, H heads, K width of a
-head, F width of the feed-forward, V entries of a codebook, n new bars.
+head, V entries of a codebook, n new bars, N and M widths of a layer in
+and out.
 """
 
 from __future__ import annotations
@@ -24,87 +25,72 @@ from darts_kronos.nn.rotary import Rotary
 LARGEST_DRAWN = 8192
 """Entries of the largest codebook from which one program draws."""
 
-PATHS_OF_A_PROGRAM = 16
-"""Paths whose queries one program takes to their window: as many as a product has rows at least."""
-
-BARS_AT_ONCE = 64
-"""Bars of a window that a program looks at in one product."""
+FEWEST_AT_ONCE, MOST_AT_ONCE = 16, 64
+"""Paths whose queries one program takes to their window: products have so many rows at least."""
 
 PROGRAMS = 256
 """Programs that a window's attention is divided into, if there are not as many rows."""
+
+ROWS_OF_A_PROGRAM = 4
+"""Rows of weights that one program multiplies a single row with."""
 
 LOWEST = tl.constexpr(-1e30)
 """Less than any score, and finite: what the highest score so far starts with."""
 
 
 @triton.jit
-def _rotated(first, second, cosines, sines, at, K, d, seen):  # type: ignore[no-untyped-def]
-    """Both halves of a head, rotated to position `at`."""
-    turn = tl.load(cosines + at * K + d, mask=seen, other=0.0)
+def _turned(source, cosines, sines, at, K, d, seen):  # type: ignore[no-untyped-def]
+    """A head's numbers, rotated to position `at`."""
     # The first half's sines are negated in the table.
-    rise = tl.load(sines + at * K + K // 2 + d, mask=seen, other=0.0)
-    return first * turn - second * rise, second * turn + first * rise
+    other = tl.load(source + (d + K // 2) % K, mask=seen, other=0.0).to(tl.float32)
+    own = tl.load(source + d, mask=seen, other=0.0).to(tl.float32)
+    turn = tl.load(cosines + at * K + d, mask=seen, other=0.0)
+    return own * turn + other * tl.load(sines + at * K + d, mask=seen, other=0.0)
 
 
 @triton.jit
 def _of_window(  # type: ignore[no-untyped-def]
     queries, query_row, keys, values, cosines, sines, place, sums, highest, totals,
     H, S, T, K, part, most, scale,
-    ROTATED: tl.constexpr, HALF: tl.constexpr, PATHS: tl.constexpr, BARS: tl.constexpr,
+    ROTATED: tl.constexpr, WIDE: tl.constexpr, PATHS: tl.constexpr, BARS: tl.constexpr,
 ):  # fmt: skip
     """Attention of some paths over a part of their window, not divided by its total."""
     bh, h = tl.program_id(0), tl.program_id(0) % H
-    s = tl.program_id(1) * PATHS + tl.arange(0, PATHS)
+    s, d = tl.program_id(1) * PATHS + tl.arange(0, PATHS), tl.arange(0, WIDE)
     row = bh // H * S + s
-    d, half = tl.arange(0, HALF), K // 2
-    of_path, of_half = s < S, d < half
-    seen = of_path[:, None] & of_half[None, :]
+    of_path, of_head = s < S, d < K
+    seen = of_path[:, None] & of_head[None, :]
     at = T + tl.load(place)
-    source = queries + row[:, None] * query_row + h * K + d[None, :]
-    first = tl.load(source, mask=seen, other=0.0).to(tl.float32)
-    second = tl.load(source + half, mask=seen, other=0.0).to(tl.float32)
+    source = queries + row[:, None] * query_row + h * K
     if ROTATED:
-        first, second = _rotated(first, second, cosines, sines, at, K, d[None, :], of_half[None, :])
-    first = (first * scale).to(keys.dtype.element_ty)
-    second = (second * scale).to(keys.dtype.element_ty)
+        query = _turned(source, cosines, sines, at, K, d[None, :], seen)
+    else:
+        query = tl.load(source + d[None, :], mask=seen, other=0.0).to(tl.float32)
+    query = (query * scale).to(keys.dtype.element_ty)
 
     best = tl.full((PATHS,), LOWEST, tl.float32)
     total = tl.zeros((PATHS,), tl.float32)
-    found_first = tl.zeros((PATHS, HALF), tl.float32)
-    found_second = tl.zeros((PATHS, HALF), tl.float32)
+    found = tl.zeros((PATHS, WIDE), tl.float32)
     start = tl.program_id(2) * part
     for block in range(start, tl.minimum(start + part, T), BARS):
         t = block + tl.arange(0, BARS)
-        there = t < T
-        turned = bh * T * K + t[None, :] * K + d[:, None]
-        of_bars = of_half[:, None] & there[None, :]
-        scores = tl.dot(
-            first, tl.load(keys + turned, mask=of_bars, other=0.0), input_precision="tf32x3"
-        )
-        scores += tl.dot(
-            second, tl.load(keys + turned + half, mask=of_bars, other=0.0), input_precision="tf32x3"
-        )
+        there, first = t < T, bh * T * K
+        of_bars = of_head[:, None] & there[None, :]
+        turned = tl.load(keys + first + t[None, :] * K + d[:, None], mask=of_bars, other=0.0)
+        scores = tl.dot(query, turned, input_precision="tf32x3")
         scores = tl.where((there & (t > at - most))[None, :], scores, float("-inf"))
         higher = tl.maximum(best, tl.max(scores, axis=1))
         weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(best - higher)
         total, best = total * shrink + tl.sum(weights, axis=1), higher
+        of_bars = there[:, None] & of_head[None, :]
+        looked_at = tl.load(values + first + t[:, None] * K + d[None, :], mask=of_bars, other=0.0)
         weights = weights.to(values.dtype.element_ty)
-        straight = bh * T * K + t[:, None] * K + d[None, :]
-        of_bars = there[:, None] & of_half[None, :]
-        found_first = found_first * shrink[:, None] + tl.dot(
-            weights, tl.load(values + straight, mask=of_bars, other=0.0), input_precision="tf32x3"
-        )
-        found_second = found_second * shrink[:, None] + tl.dot(
-            weights,
-            tl.load(values + straight + half, mask=of_bars, other=0.0),
-            input_precision="tf32x3",
-        )
+        found = found * shrink[:, None] + tl.dot(weights, looked_at, input_precision="tf32x3")
     # (P, R, H) and (P, R, H, K)
     to = (tl.program_id(2) * (tl.num_programs(0) // H * S) + row) * H + h
     tl.store(highest + to, best, mask=of_path)
     tl.store(totals + to, total, mask=of_path)
-    tl.store(sums + to[:, None] * K + d[None, :], found_first, mask=seen)
-    tl.store(sums + to[:, None] * K + half + d[None, :], found_second, mask=seen)
+    tl.store(sums + to[:, None] * K + d[None, :], found, mask=seen)
 
 
 @triton.jit
@@ -112,70 +98,53 @@ def _of_path(  # type: ignore[no-untyped-def]
     queries, query_row, new_keys, new_values, new_row, own_keys, own_values, cosines, sines, place,
     sums, highest, totals, out,
     R, H, S, T, K, C, parts, most, scale,
-    ROTATED: tl.constexpr, HALF: tl.constexpr, BARS: tl.constexpr,
+    ROTATED: tl.constexpr, WIDE: tl.constexpr, BARS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Attention of a path over its own bars, and together with what it found in its window.
 
     The newest bar's keys and values are kept.
     """
-    row, h = tl.program_id(0), tl.program_id(1)
-    d, half = tl.arange(0, HALF), K // 2
-    seen = d < half
+    row, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDE)
+    seen, new = d < K, row * new_row + h * K
     bars = tl.load(place).to(tl.int32)
-    at = T + bars
-    query, new = queries + row * query_row + h * K + d, row * new_row + h * K + d
-    first = tl.load(query, mask=seen, other=0.0).to(tl.float32)
-    second = tl.load(query + half, mask=seen, other=0.0).to(tl.float32)
-    key_first = tl.load(new_keys + new, mask=seen, other=0.0).to(tl.float32)
-    key_second = tl.load(new_keys + new + half, mask=seen, other=0.0).to(tl.float32)
-    value_first = tl.load(new_values + new, mask=seen, other=0.0).to(tl.float32)
-    value_second = tl.load(new_values + new + half, mask=seen, other=0.0).to(tl.float32)
     if ROTATED:
-        first, second = _rotated(first, second, cosines, sines, at, K, d, seen)
-        key_first, key_second = _rotated(key_first, key_second, cosines, sines, at, K, d, seen)
-    first, second = first * scale, second * scale
+        at = T + bars
+        query = _turned(queries + row * query_row + h * K, cosines, sines, at, K, d, seen)
+        key = _turned(new_keys + new, cosines, sines, at, K, d, seen)
+    else:
+        query = tl.load(queries + row * query_row + h * K + d, mask=seen, other=0.0).to(tl.float32)
+        key = tl.load(new_keys + new + d, mask=seen, other=0.0).to(tl.float32)
+    query *= scale
+    value = tl.load(new_values + new + d, mask=seen, other=0.0).to(tl.float32)
     own = ((row // S * H + h) * S + row % S).to(tl.int64) * C * K
-    newest = own + bars * K + d
-    tl.store(own_keys + newest, key_first.to(own_keys.dtype.element_ty), mask=seen)
-    tl.store(own_keys + newest + half, key_second.to(own_keys.dtype.element_ty), mask=seen)
-    tl.store(own_values + newest, value_first.to(own_values.dtype.element_ty), mask=seen)
-    tl.store(own_values + newest + half, value_second.to(own_values.dtype.element_ty), mask=seen)
+    tl.store(own_keys + own + bars * K + d, key.to(own_keys.dtype.element_ty), mask=seen)
+    tl.store(own_values + own + bars * K + d, value.to(own_values.dtype.element_ty), mask=seen)
 
-    best = tl.sum(first * key_first + second * key_second, axis=0)
-    total = best * 0.0 + 1.0
-    found_first, found_second = value_first, value_second
+    # What was found in the window, together.
+    p = tl.arange(0, PARTS)
+    of_part, there = (p * R + row) * H + h, p < parts
+    bests = tl.load(highest + of_part, mask=there, other=LOWEST)
+    newest = tl.sum(query * key, axis=0)
+    best = tl.maximum(newest, tl.max(bests, axis=0))
+    shares, share = tl.exp(bests - best), tl.exp(newest - best)
+    total = share + tl.sum(tl.load(totals + of_part, mask=there, other=0.0) * shares, axis=0)
+    of_parts = there[:, None] & seen[None, :]
+    of_window = tl.load(sums + of_part[:, None] * K + d[None, :], mask=of_parts, other=0.0)
+    found = share * value + tl.sum(shares[:, None] * of_window, axis=0)
+
     for block in range(tl.maximum(0, bars - most + 1) // BARS * BARS, bars, BARS):
         j = block + tl.arange(0, BARS)
         there = (j < bars) & (j > bars - most)
         places, of_bars = own + j[:, None] * K + d[None, :], there[:, None] & seen[None, :]
-        scores = tl.sum(
-            tl.load(own_keys + places, mask=of_bars, other=0.0).to(tl.float32) * first[None, :]
-            + tl.load(own_keys + places + half, mask=of_bars, other=0.0).to(tl.float32)
-            * second[None, :],
-            axis=1,
-        )
-        scores = tl.where(there, scores, float("-inf"))
+        kept = tl.load(own_keys + places, mask=of_bars, other=0.0).to(tl.float32)
+        looked_at = tl.load(own_values + places, mask=of_bars, other=0.0).to(tl.float32)
+        scores = tl.where(there, tl.sum(kept * query[None, :], axis=1), float("-inf"))
         higher = tl.maximum(best, tl.max(scores, axis=0))
         weights, shrink = tl.exp(scores - higher), tl.exp(best - higher)
         total, best = total * shrink + tl.sum(weights, axis=0), higher
-        values = tl.load(own_values + places, mask=of_bars, other=0.0).to(tl.float32)
-        found_first = found_first * shrink + tl.sum(weights[:, None] * values, axis=0)
-        values = tl.load(own_values + places + half, mask=of_bars, other=0.0).to(tl.float32)
-        found_second = found_second * shrink + tl.sum(weights[:, None] * values, axis=0)
-    for p in range(parts):
-        of_part = (p * R + row) * H + h
-        of_window = tl.load(highest + of_part)
-        higher = tl.maximum(best, of_window)
-        shrink, share = tl.exp(best - higher), tl.exp(of_window - higher)
-        best, total = higher, total * shrink + tl.load(totals + of_part) * share
-        source = sums + of_part * K + d
-        found_first *= shrink
-        found_second *= shrink
-        found_first += tl.load(source, mask=seen, other=0.0) * share
-        found_second += tl.load(source + half, mask=seen, other=0.0) * share
+        found = found * shrink + tl.sum(weights[:, None] * looked_at, axis=0)
     to = out + (row * H + h) * K + d
-    tl.store(to, (found_first / total).to(out.dtype.element_ty), mask=seen)
-    tl.store(to + half, (found_second / total).to(out.dtype.element_ty), mask=seen)
+    tl.store(to, (found / total).to(out.dtype.element_ty), mask=seen)
 
 
 @triton.jit
@@ -217,13 +186,40 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gate(gate_value, out, F, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, f = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    seen, source = f < F, gate_value + tl.program_id(0) * 2 * F + f
-    gate = tl.load(source, mask=seen, other=0.0).to(tl.float32)
-    value = tl.load(source + F, mask=seen, other=0.0).to(tl.float32)
-    found = gate / (1.0 + tl.exp(-gate)) * value
-    tl.store(out + row * F + f, found.to(out.dtype.element_ty), mask=seen)
+def _multiply(  # type: ignore[no-untyped-def]
+    x, weight, bias, norm, eps, out, N, M,
+    NORMS: tl.constexpr, BIASED: tl.constexpr, GATES: tl.constexpr, ADDS: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Some numbers of a layer's result for a single row, and what comes before and after it."""
+    o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    of_layer = o < M
+    found, values = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    squares = tl.zeros((WIDE,), tl.float32)
+    for first in range(0, N, WIDE):
+        i = first + tl.arange(0, WIDE)
+        given = tl.load(x + i, mask=i < N, other=0.0).to(tl.float32)
+        if NORMS:
+            squares += given * given
+            given *= tl.load(norm + i, mask=i < N, other=0.0)
+        seen = of_layer[:, None] & (i < N)[None, :]
+        weights = tl.load(weight + o[:, None] * N + i[None, :], mask=seen, other=0.0)
+        found += tl.sum(weights.to(tl.float32) * given[None, :], axis=1)
+        if GATES:
+            weights = tl.load(weight + (M + o[:, None]) * N + i[None, :], mask=seen, other=0.0)
+            values += tl.sum(weights.to(tl.float32) * given[None, :], axis=1)
+    if NORMS:
+        # The same for all, so that it can wait.
+        scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / N + eps)
+        found *= scale
+        values *= scale
+    if BIASED:
+        found += tl.load(bias + o, mask=of_layer, other=0.0).to(tl.float32)
+    if GATES:
+        found = found / (1.0 + tl.exp(-found)) * values
+    if ADDS:
+        found += tl.load(out + o, mask=of_layer, other=0.0)
+    tl.store(out + o, found.to(out.dtype.element_ty), mask=of_layer)
 
 
 @triton.jit
@@ -272,32 +268,34 @@ class Attention:
         """
         B, H, T, K = self.window[0].shape
         S, C, R = self.own[0].shape[2], self.own[0].shape[3], len(queries)
-        turns = -(-S // PATHS_OF_A_PROGRAM)
-        blocks = -(-T // BARS_AT_ONCE)
-        parts = min(blocks, max(1, PROGRAMS // (B * H * turns)))
-        part = -(-blocks // parts) * BARS_AT_ONCE
+        wide = max(16, triton.next_power_of_2(K))
+        paths = min(max(FEWEST_AT_ONCE, triton.next_power_of_2(S)), MOST_AT_ONCE)
+        bars = 64 if wide <= 64 else 32
+        turns, blocks = -(-S // paths), -(-T // bars)
+        part = -(-blocks // max(1, PROGRAMS // (B * H * turns))) * bars
         parts = -(-T // part)
-        sums = torch.empty(parts, R, H, K, dtype=torch.float32, device=queries.device)
+        sums = queries.new_empty(parts, R, H, K, dtype=torch.float32)
         highest, totals = (sums.new_empty(parts, R, H) for _ in range(2))
         rotary = (self.place, self.place) if self.rotary is None else self.rotary
-        out = torch.empty(R, H * K, dtype=self.own[0].dtype, device=queries.device)
-        half = max(16, triton.next_power_of_2(K // 2))
-        scale, rotated = K**-0.5, self.rotary is not None
+        out = queries.new_empty(R, H * K, dtype=self.own[0].dtype)
+        either: dict[str, Any] = {"ROTATED": self.rotary is not None, "WIDE": wide}
+        of_window = {"PATHS": paths, "BARS": bars, "num_stages": 2}
         _of_window[(B * H, turns, parts)](
             *(queries, queries.stride(0), *self.window, *rotary, self.place),
-            *(sums, highest, totals, H, S, T, K, part, self.most, scale),
-            **{"ROTATED": rotated, "HALF": half},
-            **{
-                "PATHS": PATHS_OF_A_PROGRAM,
-                "BARS": BARS_AT_ONCE if half <= 32 else 32,
-                "num_stages": 2,
-            },
+            *(sums, highest, totals, H, S, T, K, part, self.most, K**-0.5),
+            **either,
+            **of_window,
         )
+        # Few programs wait for memory, many for their turn.
+        few = R * H < PROGRAMS
+        of_path = {"BARS": 32 if few else 16, "num_warps": 4 if few else 2}
         _of_path[(R, H)](
             *(queries, queries.stride(0), keys, values, keys.stride(0), *self.own, *rotary),
             *(self.place, sums, highest, totals, out),
-            *(R, H, S, T, K, C, parts, self.most, scale),
-            **{"ROTATED": rotated, "HALF": half, "BARS": 16, "num_warps": 2},
+            *(R, H, S, T, K, C, parts, self.most, K**-0.5),
+            **either,
+            **of_path,
+            **{"PARTS": triton.next_power_of_2(parts)},
         )
         return out
 
@@ -351,11 +349,41 @@ def add_and_norm(
     return out
 
 
-def gate(gate_value: Tensor) -> Tensor:
-    """``silu(gate) * value``, (R, F), of both in one, (R, 2 F), in that order."""
-    R, F = gate_value.shape[0], gate_value.shape[1] // 2
-    out = torch.empty(R, F, dtype=gate_value.dtype, device=gate_value.device)
-    _gate[(R, triton.cdiv(F, 1024))](gate_value, out, F, **{"BLOCK": 1024})
+def multiply(
+    x: Tensor,
+    layer: tuple[Tensor, Tensor | None],
+    norm: tuple[Tensor, float] | None = None,
+    gates: bool = False,
+    to: Tensor | None = None,
+) -> Tensor:
+    """A linear layer's result, (1, M), for a single row, (1, N).
+
+    Parameters
+    ----------
+    x
+        The row.
+    layer
+        Weights, (M, N), and bias, (M,), or None.
+    norm
+        Weight and epsilon to norm the row by first.
+    gates
+        Whether the weights are those of a gate and of values, (2 M, N), without a bias, and the
+        result is ``silu(gate) * value``.
+    to
+        Row, (1, M), float32, that the result is added to, in place of a new one of the weights'
+        data type.
+    """
+    weight, bias = layer
+    N, M = weight.shape[1], weight.shape[0] // (2 if gates else 1)
+    out = x.new_empty(1, M, dtype=weight.dtype) if to is None else to
+    of_norm, eps = (weight, 0.0) if norm is None else norm
+    does: dict[str, Any] = {"NORMS": norm is not None, "BIASED": bias is not None}
+    does |= {"GATES": gates, "ADDS": to is not None, "ROWS": ROWS_OF_A_PROGRAM}
+    _multiply[(triton.cdiv(M, ROWS_OF_A_PROGRAM),)](
+        *(x, weight, weight if bias is None else bias, of_norm, eps, out, N, M),
+        **does,
+        **{"WIDE": min(1024, triton.next_power_of_2(N))},
+    )
     return out
 
 

@@ -23,8 +23,18 @@ def kernel_module(name: str) -> ModuleType | None:
 @lru_cache
 def gpu_kernels() -> ModuleType | None:
     """The kernels of paths on a GPU; None without Triton, which compiles them."""
+    return _of_triton("gpu_kernels")
+
+
+@lru_cache
+def gpu_layers() -> ModuleType | None:
+    """The kernels of what comes between products on a GPU; None without Triton."""
+    return _of_triton("gpu_layers")
+
+
+def _of_triton(name: str) -> ModuleType | None:
     try:
-        return import_module("darts_kronos.nn.gpu_kernels")
+        return import_module(f"darts_kronos.nn.{name}")
     except ImportError:
         return None
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darts_kronos.nn.kernel_modules import layer_kernels
+from darts_kronos.nn.kernel_modules import gpu_layers, layer_kernels
 from darts_kronos.nn.rows import RowProduct, is_row
 from darts_kronos.nn.sharing import share
 from darts_kronos.nn.tiled_linear import TiledLinear, takes
@@ -230,6 +230,9 @@ class RMSNorm(nn.RMSNorm):
         if kernels is not None and on_cpu and not torch.compiler.is_compiling():
             out: Tensor = _Normed.apply(x, self.weight, self.eps, kernels)
             return out
+        if x.is_cuda:
+            # In two data types it is many passes.
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
         return super().forward(x)
 
 
@@ -295,8 +298,32 @@ class _Gated(torch.autograd.Function):
         return out, None
 
 
+class _GatedOnGpu(torch.autograd.Function):
+    """The same on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_value: Tensor, kernels: Any) -> Tensor:
+        gate_value = gate_value.contiguous()
+        ctx.save_for_backward(gate_value)
+        ctx.kernels = kernels
+        out: Tensor = kernels.gate(gate_value.flatten(0, -2))
+        return out.view(*gate_value.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (gate_value,) = ctx.saved_tensors
+        rows = gate_value.flatten(0, -2), gradient.contiguous().flatten(0, -2)
+        return ctx.kernels.to_gate(*rows).view_as(gate_value), None
+
+
 def gated(gate_value: Tensor) -> Tensor:
     """``silu(gate) * value``, (..., F), of both in one, (..., 2 F), in that order."""
+    if gate_value.is_cuda and not torch.compiler.is_compiling():
+        on_gpu = gpu_layers()
+        if on_gpu is not None:
+            by_triton: Tensor = _GatedOnGpu.apply(gate_value, on_gpu)
+            return by_triton
     kernels = layer_kernels()
     if kernels is not None and plain_on_cpu(gate_value):
         out: Tensor = _Gated.apply(gate_value, kernels)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from darts_kronos.nn.kernel_modules import gpu_layers
+
 ROTARY_BASE = 10000.0
 
 Rotary = tuple[Tensor, Tensor]
@@ -60,11 +62,17 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosines, sines = ctx.saved_tensors
-        return _rotated(gradient, cosines, -sines), None, None
+        return _rotated(gradient, cosines, sines, back=True), None, None
 
 
-def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _rotated(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Tensor:
     # In one piece, as attention takes it.
+    if x.is_cuda and x.ndim == 4 and not torch.compiler.is_compiling():
+        kernels = gpu_layers()
+        if kernels is not None:
+            by_kernel: Tensor = kernels.rotate(x, cosines, sines, back)
+            return by_kernel
+    sines = -sines if back else sines
     out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, cosines.dtype), device=x.device)
     return rotate_into(out, x, (cosines, sines)).to(x.dtype)
 
