@@ -25,8 +25,12 @@ from darts_kronos.nn.rotary import Rotary
 LARGEST_DRAWN = 8192
 """Entries of the largest codebook from which one program draws."""
 
-FEWEST_AT_ONCE, MOST_AT_ONCE = 16, 64
-"""Paths whose queries one program takes to their window: products have so many rows at least."""
+LEAST = 16
+"""Rows and columns that a product of matrices has at least."""
+
+PATHS_AT_ONCE, NUMBERS_AT_ONCE = 32, 4096
+"""Paths whose queries one program takes to their window at most, and numbers of keys that it reads
+at once: what a multiprocessor has room for."""
 
 PROGRAMS = 256
 """Programs that a window's attention is divided into, if there are not as many rows."""
@@ -122,13 +126,13 @@ def _of_path(  # type: ignore[no-untyped-def]
 
     # What was found in the window, together.
     p = tl.arange(0, PARTS)
-    of_part, there = (p * R + row) * H + h, p < parts
-    bests = tl.load(highest + of_part, mask=there, other=LOWEST)
+    of_part, is_part = (p * R + row) * H + h, p < parts
+    bests = tl.load(highest + of_part, mask=is_part, other=LOWEST)
     newest = tl.sum(query * key, axis=0)
     best = tl.maximum(newest, tl.max(bests, axis=0))
     shares, share = tl.exp(bests - best), tl.exp(newest - best)
-    total = share + tl.sum(tl.load(totals + of_part, mask=there, other=0.0) * shares, axis=0)
-    of_parts = there[:, None] & seen[None, :]
+    total = share + tl.sum(tl.load(totals + of_part, mask=is_part, other=0.0) * shares, axis=0)
+    of_parts = is_part[:, None] & seen[None, :]
     of_window = tl.load(sums + of_part[:, None] * K + d[None, :], mask=of_parts, other=0.0)
     found = share * value + tl.sum(shares[:, None] * of_window, axis=0)
 
@@ -268,9 +272,9 @@ class Attention:
         """
         B, H, T, K = self.window[0].shape
         S, C, R = self.own[0].shape[2], self.own[0].shape[3], len(queries)
-        wide = max(16, triton.next_power_of_2(K))
-        paths = min(max(FEWEST_AT_ONCE, triton.next_power_of_2(S)), MOST_AT_ONCE)
-        bars = 64 if wide <= 64 else 32
+        wide = max(LEAST, triton.next_power_of_2(K))
+        bars = max(LEAST, NUMBERS_AT_ONCE // wide)
+        paths = LEAST if wide > 64 else min(max(LEAST, triton.next_power_of_2(S)), PATHS_AT_ONCE)
         turns, blocks = -(-S // paths), -(-T // bars)
         part = -(-blocks // max(1, PROGRAMS // (B * H * turns))) * bars
         parts = -(-T // part)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
+
+import torch
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @lru_cache
@@ -34,8 +39,14 @@ def gpu_layers() -> ModuleType | None:
 
 def _of_triton(name: str) -> ModuleType | None:
     try:
+        layers = import_module("darts_kronos.nn.gpu_layers")
+        # Triton needs a compiler of C, and a GPU that it knows.
+        layers.gate(torch.ones(1, 2, device="cuda"))
         return import_module(f"darts_kronos.nn.{name}")
     except ImportError:
+        return None
+    except Exception as error:
+        _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
         return None
 
 
