@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["1x1", "8x10", "64x100"])
     parser.add_argument("--train", nargs="*", default=["base"], help="sizes that are trained")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=640)
     parser.add_argument("--original", type=Path, help="folder that holds kronos_finance")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     args = parser.parse_args()

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darts_kronos.nn.kernel_modules import gpu_layers
-from darts_kronos.nn.kernels import Linear
+from darts_kronos.nn.kernels import Linear, gated
 from darts_kronos.nn.layers import NORM_EPS, Cache
 
 if TYPE_CHECKING:
@@ -63,9 +62,7 @@ class FusedStep:
         draw: Draw,
         temperature: float | None,
     ):
-        self.kernels, self.dtype, layers = kernels, dtype, gpu_layers()
-        assert layers is not None
-        self.gate = layers.gate
+        self.kernels, self.dtype = kernels, dtype
         self.tokens, self.given, self.at = state
         self.draw, self.temperature = draw, temperature
         _, B, S, n = self.tokens.shape
@@ -131,7 +128,7 @@ class FusedStep:
         for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
             found = self.attentions[i](*F.linear(row, *qkv).split(D, dim=-1))
             row = kernels.add_and_norm(x, F.linear(found, *out), self.ffn_norms[i])
-            found = F.linear(self.gate(F.linear(row, *gate_value)), *down)
+            found = F.linear(gated(F.linear(row, *gate_value)), *down)
             row = kernels.add_and_norm(x, found, self.norms[i + 1], keeps_normed=i == last)
         return row
 
@@ -141,10 +138,10 @@ class FusedStep:
         for i, (qkv, out, gate_value, down) in enumerate(self.blocks):
             heads = multiply(x, qkv, self.norms[i])
             multiply(self.attentions[i](*heads.split(D, dim=-1)), out, to=x)
-            gated = multiply(x, gate_value, self.ffn_norms[i], gates=True)
+            between = multiply(x, gate_value, self.ffn_norms[i], gates=True)
             if i < last:
-                multiply(gated, down, to=x)
-        return self.kernels.add_and_norm(x, multiply(gated, down), self.norms[-1], True)
+                multiply(between, down, to=x)
+        return self.kernels.add_and_norm(x, multiply(between, down), self.norms[-1], True)
 
     def _next(self, which: int) -> Tensor:
         """The next bar's tokens, (R,)."""

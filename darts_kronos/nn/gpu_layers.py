@@ -61,7 +61,8 @@ def gate(gate_value: Tensor) -> Tensor:
     """``silu(gate) * value``, (N, F), of both in one, (N, 2 F), in that order."""
     N, F = gate_value.shape[0], gate_value.shape[1] // 2
     out = gate_value.new_empty(N, F)
-    _gate[(N, triton.cdiv(F, BLOCK))](gate_value, out, F, BLOCK=BLOCK)
+    with torch.cuda.device_of(out):
+        _gate[(N, triton.cdiv(F, BLOCK))](gate_value, out, F, BLOCK=BLOCK)
     return out
 
 
@@ -69,7 +70,8 @@ def to_gate(gate_value: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of ``gate``'s input, (N, 2 F), by that of its result, (N, F)."""
     N, F = gradient.shape
     out = torch.empty_like(gate_value)
-    _to_gate[(N, triton.cdiv(F, BLOCK))](gate_value, gradient, out, F, BLOCK=BLOCK)
+    with torch.cuda.device_of(out):
+        _to_gate[(N, triton.cdiv(F, BLOCK))](gate_value, gradient, out, F, BLOCK=BLOCK)
     return out
 
 
@@ -80,9 +82,10 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool) -> Tensor:
     out, wide = x.new_empty(B, H, T, K), triton.next_power_of_2(K)
     rows = max(1, BLOCK // wide)
     does: dict[str, Any] = {"ROWS": rows, "WIDE": wide}
-    _rotate[(triton.cdiv(B * H * T, rows),)](
-        *(x, *x.stride()[:3], cosines.contiguous(), sines.contiguous(), -1.0 if back else 1.0),
-        *(out, B * H * T, H, T, K),
-        **does,
-    )
+    with torch.cuda.device_of(out):
+        _rotate[(triton.cdiv(B * H * T, rows),)](
+            *(x, *x.stride()[:3], cosines.contiguous(), sines.contiguous(), -1.0 if back else 1.0),
+            *(out, B * H * T, H, T, K),
+            **does,
+        )
     return out

@@ -8,6 +8,10 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+OF_GPU = (torch.float32, torch.bfloat16, torch.float16)
+"""Data types that Triton's kernels take; they sum up in float32."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -31,9 +35,19 @@ def gpu_kernels() -> ModuleType | None:
     return _of_triton("gpu_kernels")
 
 
+def gpu_layers(x: Tensor) -> ModuleType | None:
+    """The kernels of what comes between products, for a tensor on a GPU.
+
+    None without Triton, for tensors elsewhere or in other data types than the kernels sum up in,
+    and while torch compiles kernels of its own.
+    """
+    if not x.is_cuda or x.dtype not in OF_GPU or torch.compiler.is_compiling():
+        return None
+    return _gpu_layers()
+
+
 @lru_cache
-def gpu_layers() -> ModuleType | None:
-    """The kernels of what comes between products on a GPU; None without Triton."""
+def _gpu_layers() -> ModuleType | None:
     return _of_triton("gpu_layers")
 
 

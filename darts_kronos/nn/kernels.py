@@ -319,11 +319,10 @@ class _GatedOnGpu(torch.autograd.Function):
 
 def gated(gate_value: Tensor) -> Tensor:
     """``silu(gate) * value``, (..., F), of both in one, (..., 2 F), in that order."""
-    if gate_value.is_cuda and not torch.compiler.is_compiling():
-        on_gpu = gpu_layers()
-        if on_gpu is not None:
-            by_triton: Tensor = _GatedOnGpu.apply(gate_value, on_gpu)
-            return by_triton
+    on_gpu = gpu_layers(gate_value)
+    if on_gpu is not None:
+        by_triton: Tensor = _GatedOnGpu.apply(gate_value, on_gpu)
+        return by_triton
     kernels = layer_kernels()
     if kernels is not None and plain_on_cpu(gate_value):
         out: Tensor = _Gated.apply(gate_value, kernels)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from darts_kronos.nn.fused_step import Draw, FusedStep, State
 from darts_kronos.nn.graphs import recorded, uniforms
-from darts_kronos.nn.kernel_modules import gpu_kernels
+from darts_kronos.nn.kernel_modules import OF_GPU, gpu_kernels
 from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
 from darts_kronos.nn.rotary import Rotary
 
@@ -252,7 +252,8 @@ class RecordedPaths:
         self.given = torch.empty(n, 2, B * num_samples, device=device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         state = self.tokens, self.given, self.at
-        kernels = gpu_kernels() if predictor.is_plain else None
+        plain = predictor.is_plain and predictor.s1_head.weight.dtype == torch.float32
+        kernels = gpu_kernels() if plain and dtype in OF_GPU else None
         self.step: FusedStep | ModuleStep
         if kernels is None:
             self.step = ModuleStep(
@@ -281,13 +282,14 @@ class RecordedPaths:
         self.tokens[..., 0] = torch.stack((s1, s2))
         self.at.zero_()
         start = 0
-        for end in self.step.stretches:
-            self.step.look_at(end)
-            self._write_stretch(end, end - start)
-            start = end
-        if self.graphs:
-            # What the graphs work on must not be given away before they have done so.
-            torch.cuda.current_stream(self.at.device).synchronize()
+        with torch.cuda.device_of(self.at):
+            for end in self.step.stretches:
+                self.step.look_at(end)
+                self._write_stretch(end, end - start)
+                start = end
+            if self.graphs:
+                # What the graphs work on must not be given away before they have done so.
+                torch.cuda.current_stream().synchronize()
         return self.tokens
 
     def _write_stretch(self, end: int, count: int) -> None:

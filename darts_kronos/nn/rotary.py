@@ -67,11 +67,10 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Tensor:
     # In one piece, as attention takes it.
-    if x.is_cuda and x.ndim == 4 and not torch.compiler.is_compiling():
-        kernels = gpu_layers()
-        if kernels is not None:
-            by_kernel: Tensor = kernels.rotate(x, cosines, sines, back)
-            return by_kernel
+    kernels = gpu_layers(x) if x.ndim == 4 else None
+    if kernels is not None:
+        by_kernel: Tensor = kernels.rotate(x, cosines, sines, back)
+        return by_kernel
     sines = -sines if back else sines
     out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, cosines.dtype), device=x.device)
     return rotate_into(out, x, (cosines, sines)).to(x.dtype)
