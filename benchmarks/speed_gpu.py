@@ -238,7 +238,8 @@ def train(nets: Any, theirs: Any, setting: Setting) -> list[dict[str, Any]]:
                 reset_peak(setting.device)
                 batch = theirs.Batch(bars, stamps)
                 named = "bf16-mixed" if precision == "bf16" else "32-true"
-                steps = theirs.training_steps(nets, stage, batch, WARM_UP + STEPS, named)
+                training = theirs.Training(nets, stage, named)
+                steps = [seconds_of(lambda: training.step(batch)) for _ in range(WARM_UP + STEPS)]  # noqa: B023
                 original[stage] = Seconds(steps[WARM_UP:]).median, peak(setting.device)
             reset_peak(setting.device)
             seconds = training_steps(network, loss, setting.of_precision(precision))

@@ -79,7 +79,7 @@ def step(size: str, length: int, count: int) -> tuple[Seconds, int]:
     bars = length + STEPS * BATCH
     model.fit([series_of(candle_frame(bars, seed)) for seed in range(count)])
     parameters = sum(p.numel() for p in model.model.predictor.parameters())
-    return Seconds(times.of(0)[1:]), parameters
+    return Seconds(times.of[0][1:]), parameters
 
 
 def growth(found: Mapping[float, Seconds]) -> float:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timing import original
-from timing.clock import WrongAnswer, now
+from timing.clock import WrongAnswer
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,39 @@ def check(nets: original.Networks, batch: Batch) -> None:
             raise WrongAnswer(f"{nets.size}: the {name} loss is {mine:.6f}, not {theirs:.6f}.")
 
 
-def training_steps(
-    nets: original.Networks, stage: str, batch: Batch, steps: int, precision: str
-) -> list[float]:
-    """Seconds of the original's steps: loss, gradients, clipping, AdamW."""
-    network = nets.original_tokenizer if stage == "tokenizer" else nets.original_predictor
-    network.train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1
-    )
-    seconds = []
-    for _ in range(steps):
-        start = now()
-        with torch.autocast(batch.bars.device.type, torch.bfloat16, enabled=precision != "32-true"):
-            if stage == "tokenizer":
-                loss = tokenizer_loss(network, batch)
+class Training:
+    """A stage of the original's training: loss, gradients, clipping, AdamW.
+
+    Parameters
+    ----------
+    nets
+        Networks of both sides.
+    stage
+        "tokenizer" or "predictor".
+    precision
+        "32-true", or "bf16-mixed": under torch's autocast.
+    """
+
+    def __init__(self, nets: original.Networks, stage: str, precision: str):
+        self.nets, self.stage, self.precision = nets, stage, precision
+        of_tokenizer = stage == "tokenizer"
+        self.network = nets.original_tokenizer if of_tokenizer else nets.original_predictor
+        self.most = 2.0 if of_tokenizer else 3.0
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1
+        )
+
+    def step(self, batch: Batch) -> None:
+        """Train on a batch."""
+        nets, device = self.nets, batch.bars.device.type
+        self.network.train()
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision != "32-true"):
+            if self.stage == "tokenizer":
+                loss = tokenizer_loss(self.network, batch)
             else:
-                loss, _ = predictor_losses(nets.original_tokenizer, network, batch)
-        optimizer.zero_grad()
+                loss, _ = predictor_losses(nets.original_tokenizer, self.network, batch)
+        self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 2.0 if stage == "tokenizer" else 3.0)
-        optimizer.step()
-        seconds.append(now() - start)
-    network.eval()
-    return seconds
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.most)
+        self.optimizer.step()
+        self.network.eval()

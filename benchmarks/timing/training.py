@@ -1,4 +1,4 @@
-"""Steps of both stages against those of the original's loop, on the same windows.
+"""Steps of both stages against those of the original's loop, on the same windows, in turns.
 
 Shapes by letter: B windows, T bars.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
-from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
 from darts_kronos import KronosModel
 from darts_kronos.augmentation import Augmentation
-from darts_kronos.windows import training_windows
 from timing import original
 from timing.backtest import candle_frame, series_of
 from timing.clock import Plan, Seconds, now, row
-from timing.original_training import Batch, check, training_steps
+from timing.original_training import Batch, Training, check
 
 BATCH, CONTEXT, HORIZON = 32, 512, 49
 WARM_UP, STEPS = 3, 3
@@ -32,29 +28,65 @@ NOTHING_VARIED = dict.fromkeys(
 
 
 class StepTimes(pl.Callback):
-    """Seconds from the start of each training step to that of the next, by epoch."""
+    """Seconds of training steps, with the loading of their data, by epoch."""
 
     def __init__(self) -> None:
-        self.starts: list[list[float]] = []
+        self.of: list[list[float]] = []
+        self._start = 0.0
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        """Note the start."""
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Start an epoch."""
+        self.of.append([])
+        self._start = now()
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Note a step's time."""
+        self.of[-1].append(now() - self._start)
+        self._start = now()
+
+
+class InTurns(StepTimes):
+    """The same, with a step of the original's after each of ours, on the same batch.
+
+    Parameters
+    ----------
+    nets
+        Networks of both sides, with equal weights: the first batch's losses are compared.
+    stage
+        "tokenizer" or "predictor".
+    precision
+        Lightning's name of it.
+    """
+
+    def __init__(self, nets: original.Networks, stage: str, precision: str):
+        super().__init__()
+        self.nets, self.training = nets, Training(nets, stage, precision)
+        self.of_original: list[list[float]] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Note a step's time, and take the original's."""
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
+        whole = getattr(module, "_whole", [module])[0]
+        windows = whole.windows(batch, Augmentation())
+        given = Batch(windows.bars, windows.stamps)
+        if not self.of_original:
+            check(self.nets, given)
         if index == 0:
-            self.starts.append([])
-        self.starts[-1].append(now())
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Note the end of the last step."""
-        self.starts[-1].append(now())
-
-    def of(self, epoch: int) -> list[float]:
-        """Seconds of the steps of an epoch."""
-        return np.diff(self.starts[epoch]).tolist()
+            self.of_original.append([])
+        start = now()
+        self.training.step(given)
+        self.of_original[-1].append(now() - start)
+        self._start = now()
 
 
-def ours(size: str, batch: int, steps: int, precision: str) -> tuple[KronosModel, dict[str, Any]]:
-    """A model of a size that is trained for two epochs of `steps` steps, and the steps' times."""
-    tokenizer, predictor = StepTimes(), StepTimes()
+def train(
+    size: str, batch: int, steps: int, precision: str, stages: dict[str, pl.Callback]
+) -> None:
+    """Train a model of a size for two epochs of `steps` steps, its tokenizer for one."""
     model = KronosModel(
         input_chunk_length=CONTEXT,
         output_chunk_length=HORIZON,
@@ -65,75 +97,47 @@ def ours(size: str, batch: int, steps: int, precision: str) -> tuple[KronosModel
         batch_size=batch,
         tokenizer_batch_size=batch,
         random_state=0,
-        tokenizer_trainer_kwargs={"callbacks": [tokenizer]},
+        tokenizer_trainer_kwargs={"callbacks": [stages["tokenizer"]]},
         pl_trainer_kwargs={
             "accelerator": "cpu",
             "precision": precision,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [predictor],
+            "callbacks": [stages["predictor"]],
         },
         **NOTHING_VARIED,
     )
     model.fit(series_of(candle_frame(CONTEXT + HORIZON + steps * batch - 1)))
-    return model, {
-        "tokenizer": tokenizer.of(0),
-        "predictor": predictor.of(0),
-        "predictor, tokens kept": predictor.of(1),
-    }
-
-
-def batch_of(model: KronosModel, batch: int) -> Batch:
-    """The first windows of the training set."""
-    series = series_of(candle_frame(CONTEXT + HORIZON + batch - 1))
-    dataset = model._build_train_dataset([series], None, None, None, None)
-    samples = [dataset[i] for i in range(batch)]
-    stacked = TorchTrainingBatch(
-        **{
-            name: torch.from_numpy(np.stack([getattr(one, name) for one in samples]))
-            for name in (
-                "past_target",
-                "future_target",
-                "historic_future_covariates",
-                "future_covariates",
-            )
-        }
-    )
-    windows = training_windows(
-        stacked, model.model.representation, Augmentation(), False, torch.float32
-    )
-    assert windows.stamps is not None
-    return Batch(windows.bars, windows.stamps)
 
 
 def run(plan: Plan) -> list[dict[str, Any]]:
     """Rows of both stages; bf16 beside float32."""
-    batch, steps = 4 if plan.quick else BATCH, WARM_UP + STEPS
-    rows = []
+    batch, rows = 4 if plan.quick else BATCH, []
     for size in ("mini",) if plan.quick else ("mini", "small"):
         for precision in ("32-true", "bf16-mixed"):
             if not plan.wants(f"{size} {precision}"):
                 continue
-            nets = original.networks(size)
-            model, times = ours(size, batch, steps, precision)
-            given = batch_of(model, batch)
-            check(nets, given)
-            for stage in ("tokenizer", "predictor"):
-                if stage == "tokenizer" and size != "mini":
-                    continue
-                theirs = training_steps(nets, stage, given, steps, precision)[WARM_UP:]
-                for name in times:
-                    if not name.startswith(stage):
-                        continue
-                    mine = times[name][WARM_UP:]
-                    tokens = batch * (CONTEXT + HORIZON)
-                    rows.append(
-                        row(
-                            f"{size} {name} {precision} {batch} x {CONTEXT + HORIZON}",
-                            Seconds(mine),
-                            Seconds(theirs),
-                            **{"tokens/s": tokens / Seconds(mine).median},
-                        )
+
+            def in_turns(stage: str, size: str = size, precision: str = precision) -> InTurns:
+                return InTurns(original.networks(size), stage, precision)
+
+            # All sizes have the same tokenizer.
+            tokenizer = in_turns("tokenizer") if size == "mini" else StepTimes()
+            predictor = in_turns("predictor")
+            stages = {"tokenizer": tokenizer, "predictor": predictor}
+            train(size, batch, WARM_UP + STEPS, precision, stages)
+            epochs = {"predictor": (predictor, 0), "predictor, tokens kept": (predictor, 1)}
+            if isinstance(tokenizer, InTurns):
+                epochs = {"tokenizer": (tokenizer, 0)} | epochs
+            for name, (times, epoch) in epochs.items():
+                mine = Seconds(times.of[epoch][WARM_UP:])
+                rows.append(
+                    row(
+                        f"{size} {name} {precision} {batch} x {CONTEXT + HORIZON}",
+                        mine,
+                        Seconds(times.of_original[epoch][WARM_UP:]),
+                        **{"tokens/s": batch * (CONTEXT + HORIZON) / mine.median},
                     )
+                )
             print(f"  {size} {precision}", flush=True)
     return rows
