@@ -20,6 +20,7 @@ from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.recorded_paths import FEWEST_BARS, RecordedPaths
 from darts_kronos.nn.rereading import Rereader
+from darts_kronos.nn.rows import SPOILT
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
@@ -109,8 +110,14 @@ class Sampling:
 
         It is drawn by numbers in [0, 1), float32, (..., 1); None: those of torch's global
         generator.
+
+        Raises
+        ------
+        ValueError
+            If logits are NaN or infinite.
         """
         if self.greedy:
+            _check_finite(logits.amax(dim=-1))
             return logits.argmax(dim=-1)
         logits = logits.float()
         if self.temperature != 1:
@@ -155,8 +162,18 @@ def _draw(probabilities: Tensor, given: Tensor) -> Tensor:
     """
     sums = probabilities.cumsum(dim=-1)
     total = sums[..., -1:]
+    _check_finite(total)
     # Below the sum, also when rounded: torch's uniform numbers are multiples of 2**-24 below 1.
-    return torch.searchsorted(sums, given * total, right=True)
+    places = torch.searchsorted(sums, given * total, right=True)
+    return places.clamp_(max=sums.shape[-1] - 1)
+
+
+def _check_finite(numbers: Tensor) -> None:
+    """Refuse what comes of spoilt weights; what a GPU records is checked when it was played."""
+    if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(SPOILT)
 
 
 def generate(
@@ -246,8 +263,8 @@ def sample_paths(
     Raises
     ------
     ValueError
-        If `n`, `num_samples` or `max_context` is below 1, `sliding` is unknown, or the stamps do
-        not cover the bars.
+        If `n`, `num_samples` or `max_context` is below 1, `sliding` is unknown, the stamps do not
+        cover the bars, or logits are NaN or infinite.
     """
     for name, value in (("n", n), ("num_samples", num_samples), ("max_context", max_context)):
         if value < 1:

@@ -24,8 +24,9 @@ Layer = tuple[Tensor, Any]
 """Weights of a linear layer, and its bias or None."""
 
 State = tuple[Tensor, Tensor, Tensor]
-"""What a step works on: tokens, (2, B, S, n), which are read and written; numbers in [0, 1) that
-draw them, (n, 2, R); the number of the newest bar, (1,), which grows by one."""
+"""What a step works on: tokens, (2, B, S, n), which are read and written, as -1 where logits are no
+finite numbers; numbers in [0, 1) that draw them, (n, 2, R); the number of the newest bar, (1,),
+which grows by one."""
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 """Tokens (...) by logits (..., V) and numbers in [0, 1), (..., 1)."""
@@ -115,11 +116,10 @@ class FusedStep:
         read = self._read_row if len(x) == 1 else self._read_rows
         row = read(x, row)
         keys, values, logits = F.linear(row, *self.of_hidden).tensor_split((D, 2 * D), dim=-1)
-        self._draw(logits, 0)
-        queries = F.embedding(self._next(0), self.queries)
+        queries = F.embedding(self._drawn(logits, 0), self.queries)
         found = self.attentions[-1](queries, keys, values)
         row = kernels.add_and_norm(x, F.linear(found, *self.s2_out), self.s2_norm)
-        self._draw(F.linear(row, *self.s2_head), 1)
+        self._drawn(F.linear(row, *self.s2_head), 1)
         self.at += 1
 
     def _read_rows(self, x: Tensor, row: Tensor) -> Tensor:
@@ -143,18 +143,20 @@ class FusedStep:
                 multiply(between, down, to=x)
         return self.kernels.add_and_norm(x, multiply(between, down), self.norms[-1], True)
 
-    def _next(self, which: int) -> Tensor:
-        """The next bar's tokens, (R,)."""
-        return self.tokens[which].index_select(2, self.at + 1).flatten()
-
-    def _draw(self, logits: Tensor, which: int) -> None:
-        """Write the next bar's coarse or fine tokens."""
+    def _drawn(self, logits: Tensor, which: int) -> Tensor:
+        """The next bar's coarse or fine tokens, (R,), which are written."""
         kernels = self.kernels
         if self.temperature is not None and logits.shape[1] <= kernels.LARGEST_DRAWN:
-            kernels.draw(logits, self.temperature, self.given, self.at, self.tokens, which)
-            return
+            given = self.temperature, self.given, self.at, self.tokens, which
+            drawn: Tensor = kernels.draw(logits, *given)
+            return drawn
         following = self.at + 1
-        given = self.given.index_select(0, following)[0, which].unsqueeze(-1)
-        drawn = self.draw(logits, given)
+        drawn = self.draw(logits, self.given.index_select(0, following)[0, which].unsqueeze(-1))
         own = self.tokens[which]
-        own.index_copy_(2, following, drawn.view(*own.shape[:2], 1))
+        own.index_copy_(2, following, marked(drawn, logits).view(*own.shape[:2], 1))
+        return drawn
+
+
+def marked(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Tokens (...), or -1 where logits, (..., V), from which they were drawn are no numbers."""
+    return torch.where(logits.isfinite().all(dim=-1), tokens, -1)

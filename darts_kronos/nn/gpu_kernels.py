@@ -165,7 +165,9 @@ def _embed(  # type: ignore[no-untyped-def]
     """The newest bars as the first layer takes them, and normed."""
     row, d = tl.program_id(0), tl.arange(0, WIDE)
     seen, at = d < D, tl.load(place)
-    s1, s2 = tl.load(tokens + row * n + at), tl.load(tokens + (R + row) * n + at)
+    # Those below 0 were drawn from no numbers.
+    s1 = tl.maximum(tl.load(tokens + row * n + at), 0)
+    s2 = tl.maximum(tl.load(tokens + (R + row) * n + at), 0)
     bar = tl.load(s1_table + s1 * D + d, mask=seen, other=0.0)
     bar += tl.load(s2_table + s2 * D + d, mask=seen, other=0.0)
     if TIMED:
@@ -228,8 +230,9 @@ def _multiply(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _draw(  # type: ignore[no-untyped-def]
-    logits, logits_row, uniforms, place, temperature, tokens, which, R, V, n, WIDE: tl.constexpr
-):
+    logits, logits_row, uniforms, place, temperature, tokens, drawn, which, R, V, n,
+    WIDE: tl.constexpr,
+):  # fmt: skip
     """The next token of a row: the first whose sum with those before exceeds a share of all."""
     row, v = tl.program_id(0), tl.arange(0, WIDE)
     at = tl.load(place) + 1
@@ -237,8 +240,11 @@ def _draw(  # type: ignore[no-untyped-def]
     scores = scores.to(tl.float32) / temperature
     sums = tl.cumsum(tl.exp(scores - tl.max(scores, axis=0)), axis=0)
     share = tl.load(uniforms + (at * 2 + which) * R + row) * tl.max(sums, axis=0)
-    drawn = tl.minimum(tl.sum((sums <= share).to(tl.int32), axis=0), V - 1)
-    tl.store(tokens + (which * R + row) * n + at, drawn.to(tl.int64))
+    token = tl.minimum(tl.sum((sums <= share).to(tl.int32), axis=0), V - 1)
+    tl.store(drawn + row, token.to(tl.int64))
+    finite = tl.sum((tl.abs(scores) < float("inf")).to(tl.int32), axis=0) == V
+    token = tl.where(finite, token, -1)
+    tl.store(tokens + (which * R + row) * n + at, token.to(tl.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,8 +404,8 @@ def draw(
     place: Tensor,
     tokens: Tensor,
     which: int,
-) -> None:
-    """Draw the next bar's coarse (`which` 0) or fine tokens (1), and write them to `tokens`.
+) -> Tensor:
+    """Draw the next bar's coarse (`which` 0) or fine tokens (1), (R,), and write them to `tokens`.
 
     Parameters
     ----------
@@ -412,14 +418,15 @@ def draw(
     place
         Number of the newest bar, (1,).
     tokens
-        Of all new bars, (2, B, S, n).
+        Of all new bars, (2, B, S, n). Where logits are no finite numbers, -1 is written to them.
     which
         Of a bar's two tokens.
     """
     R, V = logits.shape
-    given: dict[str, Any] = {"WIDE": triton.next_power_of_2(V)}
+    drawn, given = tokens.new_empty(R), {"WIDE": triton.next_power_of_2(V)}
     _draw[(R,)](
-        *(logits, logits.stride(0), uniforms, place, temperature, tokens),
+        *(logits, logits.stride(0), uniforms, place, temperature, tokens, drawn),
         *(which, R, V, tokens.shape[-1]),
         **given,
     )
+    return drawn

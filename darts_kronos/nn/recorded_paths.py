@@ -11,20 +11,25 @@ bars, L own bars of a path that are looked at, H heads, K width of a head, D wid
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from darts_kronos.nn.fused_step import Draw, FusedStep, State
+from darts_kronos.nn.fused_step import Draw, FusedStep, State, marked
 from darts_kronos.nn.graphs import recorded, uniforms
 from darts_kronos.nn.kernel_modules import OF_GPU, gpu_kernels
 from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
 from darts_kronos.nn.rotary import Rotary
+from darts_kronos.nn.rows import SPOILT
 
 if TYPE_CHECKING:
     from darts_kronos.nn.predictor import KronosPredictor
+
+_LOGGER = logging.getLogger(__name__)
 
 FEWEST_BARS = 4
 """Bars from which on it pays to record a step."""
@@ -195,13 +200,16 @@ class ModuleStep:
         scores = torch.zeros_like(positions, dtype=self.place.hidden.dtype)
         self.place.hidden = scores.masked_fill_(hidden_bars, float("-inf"))
         stamps = None if self.stamps is None else self.stamps.index_select(1, at)
-        s1, s2 = self.tokens.index_select(3, at)
+        s1, s2 = self.tokens.index_select(3, at).clamp_(min=0)
         hidden = self.predictor.extend(s1, s2, stamps, self.cache)
         at += 1
         given = self.given.index_select(0, at)[0].view(2, *hidden.shape[:2], 1)
-        s1 = self.draw(self.predictor.s1_logits(hidden), given[0])
-        s2 = self.draw(self.predictor.s2_logits(hidden, s1, self.cache), given[1])
-        self.tokens.index_copy_(3, at, torch.stack((s1, s2)).unsqueeze(3))
+        s1_logits = self.predictor.s1_logits(hidden)
+        s1 = self.draw(s1_logits, given[0])
+        s2_logits = self.predictor.s2_logits(hidden, s1, self.cache)
+        s2 = self.draw(s2_logits, given[1])
+        drawn = torch.stack((marked(s1, s1_logits), marked(s2, s2_logits)))
+        self.tokens.index_copy_(3, at, drawn.unsqueeze(3))
 
 
 class RecordedPaths:
@@ -251,28 +259,40 @@ class RecordedPaths:
         self.tokens = self.at.new_zeros(2, B, num_samples, n)
         self.given = torch.empty(n, 2, B * num_samples, device=device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        state = self.tokens, self.given, self.at
+        given = predictor, cache, stamps, (self.tokens, self.given, self.at)
+        self._by_modules = partial(ModuleStep, *given, most=most, dtype=dtype, draw=draw)
         plain = predictor.is_plain and predictor.s1_head.weight.dtype == torch.float32
         kernels = gpu_kernels() if plain and dtype in OF_GPU else None
         self.step: FusedStep | ModuleStep
         if kernels is None:
-            self.step = ModuleStep(
-                predictor, cache, stamps, state, most=most, dtype=dtype, draw=draw
-            )
+            self.step = self._by_modules()
         else:
             self.step = FusedStep(
-                *(kernels, predictor, cache, stamps, state),
-                most=most,
-                dtype=dtype,
-                draw=draw,
-                temperature=temperature,
+                *(kernels, *given), most=most, dtype=dtype, draw=draw, temperature=temperature
             )
 
     def write(self, hidden: Tensor) -> Tensor:
         """Draw the new bars' tokens, (2, B, S, n), after windows whose newest states are (B, 1, D).
 
         The next call writes other ones in their place.
+
+        Raises
+        ------
+        ValueError
+            If logits are NaN or infinite.
         """
+        try:
+            return self._write(hidden)
+        except Exception as error:
+            # Some GPUs have less room than a kernel needs.
+            if not type(error).__module__.startswith("triton"):
+                raise
+            _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
+            self.step = self._by_modules()
+            return self._write(hidden)
+
+    def _write(self, hidden: Tensor) -> Tensor:
+        """The same by the step that there is."""
         _, B, S, _ = self.tokens.shape
         hidden, windows = hidden.expand(-1, S, -1), self.windows.restart()
         self.given.copy_(uniforms(tuple(self.given.shape), self.given.device))
@@ -287,9 +307,9 @@ class RecordedPaths:
                 self.step.look_at(end)
                 self._write_stretch(end, end - start)
                 start = end
-            if self.graphs:
-                # What the graphs work on must not be given away before they have done so.
-                torch.cuda.current_stream().synchronize()
+            # This waits for the graphs: what they work on must not be given away before.
+            if bool((self.tokens < 0).any()):
+                raise ValueError(SPOILT)
         return self.tokens
 
     def _write_stretch(self, end: int, count: int) -> None:

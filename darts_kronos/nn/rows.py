@@ -38,6 +38,9 @@ PATHS_OF_A_CALL = 20
 BYTES_OF_A_CALL = 2**18
 """Bytes that a kernel reads in the time that a call of torch costs."""
 
+SPOILT = "The predictor's logits are no finite numbers: its weights are spoilt."
+"""What is said of weights that cannot draw paths."""
+
 
 def is_row(x: Tensor) -> bool:
     """Whether this is a single row, of any number of dimensions."""
@@ -210,9 +213,7 @@ class RowPredictor(_Weights):
             # In between Ctrl-C is heard.
             for start in range(0, n, at_once):
                 if not all(pool.map(partial(write_part, start), given)):
-                    raise ValueError(
-                        "The predictor's logits are no finite numbers: its weights are spoilt."
-                    )
+                    raise ValueError(SPOILT)
         tokens = np.concatenate([one[0] for one in given], axis=1)
         return torch.from_numpy(tokens).view(2, B, num_samples, n)
 

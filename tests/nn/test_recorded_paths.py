@@ -6,6 +6,7 @@ GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_
 
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -176,6 +177,46 @@ def test_adapters_and_doubles_are_left_to_the_networks_layers(predictor, kind, m
     assert_drawn_alike(windows_of(predictor, 2, 3), ModuleStep, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(top_k=3), Sampling(top_k=1), Sampling(temperature=0.5)],
+    ids=str,
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spoilt", ["head", "rare token"])
+def test_spoilt_weights_are_named(predictor, step, spoilt, value, sampling, monkeypatch):
+    made = windows_of(predictor, 1, 2)
+    with (
+        torch.inference_mode(),
+        predictor.folded(torch.float32),
+        packed(predictor, torch.float32, 0),
+    ):
+        monkeypatch.setattr(recorded_paths, "uniforms", lambda *_: made.given)
+        recorded = made.recorded(sampling, 64)
+        # One that is read after the first bar was drawn; what is drawn of it is not looked at.
+        drawn = recorded.write(made.hidden)[0, 0, 0, 0]
+        if spoilt == "head":
+            monkeypatch.setattr(recorded, "draw", lambda logits, given: logits.argmax(dim=-1))
+            predictor.s2_head.weight[3] = value
+        else:
+            predictor.tokens.folded[0][drawn] = value
+        with pytest.raises(ValueError, match="spoilt"):
+            recorded.write(made.hidden)
+
+
+def test_where_triton_fails_the_networks_layers_draw(predictor, monkeypatch, caplog):
+    class OutOfResources(Exception):
+        __module__ = "triton.runtime.errors"
+
+    def refuse(*_):
+        raise OutOfResources("shared memory")
+
+    kernels = SimpleNamespace(Attention=lambda *_: None, embed=refuse)
+    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: kernels)
+    assert_drawn_alike(windows_of(predictor, 2, 3), FusedStep, monkeypatch, times=2)
+    assert caplog.text.count("shared memory") == 1
+
+
 def test_drawing_by_given_numbers():
     logits = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
     sums = logits.softmax(dim=-1).cumsum(dim=-1)[0]
@@ -269,13 +310,18 @@ class TestKernels:
 
     def test_draws_reach_the_first_and_the_last_token(self, kernels):
         logits = torch.zeros(4, 10, device=DEVICE)
-        logits[3, 5:] = float("-inf")
+        logits[3, 5:] = -1e30
         given = torch.tensor([0.0, 0.35, 1 - 2**-24, 1 - 2**-24], device=DEVICE).expand(2, 2, 4)
         tokens = torch.full((2, 2, 2, 2), 77, device=DEVICE)
         place = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-        kernels.draw(logits, 1.0, given.contiguous(), place, tokens, 1)
-        assert tokens[1, ..., 1].flatten().tolist() == [0, 3, 9, 4]
+        drawn = kernels.draw(logits, 1.0, given.contiguous(), place, tokens, 1)
+        assert tokens[1, ..., 1].flatten().tolist() == drawn.tolist() == [0, 3, 9, 4]
         assert (tokens[0] == 77).all() and (tokens[..., 0] == 77).all()
+        for spoilt in (float("nan"), float("inf"), float("-inf")):
+            logits[1:3, 2] = spoilt
+            drawn = kernels.draw(logits, 1.0, given.contiguous(), place, tokens, 1)
+            assert tokens[1, ..., 1].flatten().tolist() == [0, -1, -1, 4]
+            assert ((drawn >= 0) & (drawn < 10)).all()
 
     def test_gates_and_rotation_with_gradients(self, kernels):
         from darts_kronos.nn import gpu_layers
