@@ -50,8 +50,7 @@ config = importlib.import_module("darts_kronos.nn.config")
 predictor_module = importlib.import_module("darts_kronos.nn.predictor")
 tokenizer_module = importlib.import_module("darts_kronos.nn.tokenizer")
 
-NEARLY_GREEDY = generation.Sampling(temperature=1e-6)
-"""Draws the most probable token by the way that sampling takes, in all paths."""
+both = importlib.import_module("timing.given")
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,9 @@ def bandwidth(device: torch.device) -> float:
 
 
 def inputs(windows: int, bars: int, ahead: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normalised random walks (B, T, 6), and stamps (B, T + ahead, 5)."""
-    generator = torch.Generator().manual_seed(0)
-    walks = torch.randn(windows, bars, 6, generator=generator).cumsum(dim=1)
-    walks = (walks - walks.mean(dim=1, keepdim=True)) / walks.std(dim=1, keepdim=True)
-    fields = [
-        torch.randint(low, high, (windows, bars + ahead), generator=generator)
-        for low, high in ((0, 60), (0, 24), (0, 7), (1, 32), (1, 13))
-    ]
-    return walks.clamp(-5, 5).to(device), torch.stack(fields, dim=-1).to(device)
+    """Windows and stamps as both sides get them, on the device."""
+    walks, stamps = both.random_windows(windows, bars, ahead)
+    return walks.to(device), stamps.to(device)
 
 
 def networks(size: str, original: Any, device: torch.device) -> Any:
@@ -136,19 +129,10 @@ def check(nets: Any, original: Any, device: torch.device) -> None:
     given = inputs(1, CONTEXT, HORIZON, device)
     theirs = original.greedy(nets, *given, HORIZON, MAX_CONTEXT)
     for count in (1, 10):
-        ours = paths(nets, given, count, NEARLY_GREEDY)
+        ours = paths(nets, given, count, both.NEARLY_GREEDY)
         for mine, other in zip((ours.s1, ours.s2), theirs, strict=True):
             if not (mine == other).all():
                 raise WrongAnswer(f"{nets.size}: tokens of {count} paths are not the original's.")
-
-
-def weight_bytes(predictor: Any, precision: str) -> int:
-    """Bytes of weights that a step reads."""
-    s2 = predictor.s2_conditioning
-    parts = *predictor.transformer.blocks, s2.key_value, s2.out
-    parts += predictor.s1_head, predictor.s2_head
-    size = 2 if precision == "bf16" else 4
-    return sum(p.numel() for part in parts for p in part.parameters()) * size
 
 
 def generate(nets: Any, original: Any, shape: str, setting: Setting) -> list[dict[str, Any]]:
@@ -169,7 +153,8 @@ def generate(nets: Any, original: Any, shape: str, setting: Setting) -> list[dic
             run = lambda: paths(nets, given, count, generation.Sampling())  # noqa: E731
             run()
             seconds = Seconds([seconds_of(run) for _ in range(setting.repeats)])
-        rate = weight_bytes(nets.predictor, precision) * HORIZON / seconds.median
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        rate = both.weight_bytes(nets.predictor, dtype) * HORIZON / seconds.median
         found = {
             "case": f"{nets.size} {CONTEXT}/{HORIZON} {windows} x {count} {precision}",
             "ours s": seconds.median,

@@ -16,12 +16,10 @@ from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.rows import THREADS_OUTDONE
 from timing import machine, original
 from timing.clock import Plan, Seconds, WrongAnswer, now, row, seconds_of
+from timing.given import NEARLY_GREEDY, random_windows, weight_bytes
 
 CHECKED_BARS = 12
 """New bars of each window that are compared token by token; of the first window, all."""
-
-NEARLY_GREEDY = Sampling(temperature=1e-6)
-"""Draws the most probable token by the way that sampling takes, in all paths."""
 
 MAX_CONTEXT = 512
 
@@ -111,19 +109,6 @@ def check(nets: original.Networks, case: Case, inputs: tuple[Tensor, Tensor], ba
                 )
 
 
-def weight_bytes(nets: original.Networks) -> int:
-    """Bytes of weights that one step of the predictor reads: its blocks, s2 layer and heads."""
-    predictor = nets.predictor
-    parts = (
-        *predictor.transformer.blocks,
-        predictor.s2_conditioning.key_value,
-        predictor.s2_conditioning.out,
-        predictor.s1_head,
-        predictor.s2_head,
-    )
-    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-
-
 def kept_bytes(nets: original.Networks, case: Case) -> float:
     """Bytes of keys and values that one step of one path reads, in the mean over the horizon."""
     config = nets.predictor.config
@@ -170,7 +155,7 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
     """A row of the table."""
     most_rows, checked = (10, CHECKED_BARS) if plan.quick else (80, case.horizon)
     nets = original.networks(case.size)
-    inputs = original.random_windows(case.windows, case.context, case.horizon)
+    inputs = random_windows(case.windows, case.context, case.horizon)
     if case.sliding == "exact":
         check(nets, case, inputs, checked)
     run = lambda: _ours(nets, case, inputs, Sampling())  # noqa: E731
@@ -190,7 +175,7 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
     tokens = case.windows * case.paths * case.horizon
     more: dict[str, Any] = {"bars/s": tokens / Seconds(ours).median}
     if case.windows * case.paths == 1 and torch.get_num_threads() <= THREADS_OUTDONE:
-        found, of_weights = steps(nets, inputs, case), weight_bytes(nets)
+        found, of_weights = steps(nets, inputs, case), weight_bytes(nets.predictor)
         whole = of_weights + kept_bytes(nets, case)
         more |= {
             "step ms": 1e3 * float(np.median([one.seconds for one in found])),

@@ -13,6 +13,7 @@ from darts_kronos.generation import PATH_BYTES, Sampling, sample_paths
 from timing import machine, original
 from timing.backtest import candle_frame, series_of
 from timing.clock import Plan
+from timing.given import random_windows
 
 CONTEXT, HORIZON = 400, 112
 
@@ -20,7 +21,7 @@ CONTEXT, HORIZON = 400, 112
 def _paths(windows: int, paths: int) -> tuple[int, int]:
     """Bytes that are taken while paths are drawn, and bytes of the result."""
     nets = original.networks("mini")
-    context, stamps = original.random_windows(windows, CONTEXT, HORIZON)
+    context, stamps = random_windows(windows, CONTEXT, HORIZON)
     before = machine.memory_now()
     found = sample_paths(
         nets.tokenizer,

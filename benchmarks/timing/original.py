@@ -100,18 +100,6 @@ def networks(size: str, seed: int = 0, device: str | torch.device = "cpu") -> Ne
     return Networks(size, *(one.eval().to(device) for one in found))
 
 
-def random_windows(windows: int, bars: int, ahead: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Normalised random walks (B, T, 6), and stamps (B, T + ahead, 5)."""
-    generator = torch.Generator().manual_seed(seed)
-    walks = torch.randn(windows, bars, 6, generator=generator).cumsum(dim=1)
-    walks = (walks - walks.mean(dim=1, keepdim=True)) / walks.std(dim=1, keepdim=True)
-    fields = [
-        torch.randint(low, high, (windows, bars + ahead), generator=generator)
-        for low, high in ((0, 60), (0, 24), (0, 7), (1, 32), (1, 13))
-    ]
-    return walks.clamp(-5, 5), torch.stack(fields, dim=-1)
-
-
 def greedy(
     nets: Networks, context: Tensor, stamps: Tensor, n: int, max_context: int
 ) -> tuple[Tensor, Tensor]:

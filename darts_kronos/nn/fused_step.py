@@ -7,6 +7,7 @@ model, K width of a head, V1 entries of the coarse codebook.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,36 @@ if TYPE_CHECKING:
 Layer = tuple[Tensor, Any]
 """Weights of a linear layer, and its bias or None."""
 
-State = tuple[Tensor, Tensor, Tensor]
-"""What a step works on: tokens, (2, B, S, n), which are read and written, as -1 where logits are no
-finite numbers; numbers in [0, 1) that draw them, (n, 2, R); the number of the newest bar, (1,),
-which grows by one."""
-
 Draw = Callable[[Tensor, Tensor], Tensor]
 """Tokens (...) by logits (..., V) and numbers in [0, 1), (..., 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step is told, and works on.
+
+    Attributes
+    ----------
+    predictor, cache, stamps, most, dtype, draw, temperature
+        As ``RecordedPaths`` takes them.
+    tokens
+        Shape (2, B, S, n): read and written, as -1 where logits are no finite numbers.
+    given
+        Numbers in [0, 1) that draw them, (n, 2, R).
+    at
+        Number of the newest bar, (1,), which grows by one.
+    """
+
+    predictor: KronosPredictor
+    cache: Cache
+    stamps: Tensor | None
+    most: int
+    dtype: torch.dtype
+    draw: Draw
+    temperature: float | None
+    tokens: Tensor
+    given: Tensor
+    at: Tensor
 
 
 class FusedStep:
@@ -39,10 +63,8 @@ class FusedStep:
     ----------
     kernels
         The module of the kernels.
-    predictor, cache, stamps, most, dtype, draw, temperature
-        As ``RecordedPaths`` takes them; the predictor's layers have no adapters.
-    state
-        What is worked on.
+    work
+        What is worked on; the predictor's layers have no adapters.
 
     Attributes
     ----------
@@ -50,22 +72,11 @@ class FusedStep:
         Bars after which it would have to be recorded again: all that are read.
     """
 
-    def __init__(
-        self,
-        kernels: ModuleType,
-        predictor: KronosPredictor,
-        cache: Cache,
-        stamps: Tensor | None,
-        state: State,
-        *,
-        most: int,
-        dtype: torch.dtype,
-        draw: Draw,
-        temperature: float | None,
-    ):
+    def __init__(self, kernels: ModuleType, work: Work):
+        predictor, cache, stamps, dtype = work.predictor, work.cache, work.stamps, work.dtype
         self.kernels, self.dtype = kernels, dtype
-        self.tokens, self.given, self.at = state
-        self.draw, self.temperature = draw, temperature
+        self.tokens, self.given, self.at = work.tokens, work.given, work.at
+        self.draw, self.temperature = work.draw, work.temperature
         _, B, S, n = self.tokens.shape
         self.stretches = [n - 1]
         tables, queries = predictor.tokens.folded, predictor.queries
@@ -78,7 +89,7 @@ class FusedStep:
             _, H, _, K = window[0].shape
             own = window[0].new_empty(B, H, S, n - 1, K), window[0].new_empty(B, H, S, n - 1, K)
             rotary = cache.rotary if i < len(cache.layers) - 1 else None
-            self.attentions.append(kernels.Attention(window, own, rotary, self.at, most))
+            self.attentions.append(kernels.Attention(window, own, rotary, self.at, work.most))
         s2, blocks = predictor.s2_conditioning, list(predictor.transformer.iterate())
         self.blocks = [
             tuple(

@@ -5,8 +5,7 @@ go into one; sums and the residual are float32 throughout.
 
 Shapes by letter: B windows, S sample paths of a window, R = B * S rows, T bars of the window, C own
 bars that a path has room for, P parts of a window, D width of the model, H heads, K width of a
-head, V entries of a codebook, n new bars, N and M widths of a layer in
-and out.
+head, V entries of a codebook, n new bars, N and M widths of a layer in and out.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from darts_kronos.nn.gpu_layers import turned
 from darts_kronos.nn.layers import KeysValues
 from darts_kronos.nn.rotary import Rotary
 
@@ -43,16 +43,6 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def _turned(source, cosines, sines, at, K, d, seen):  # type: ignore[no-untyped-def]
-    """A head's numbers, rotated to position `at`."""
-    # The first half's sines are negated in the table.
-    other = tl.load(source + (d + K // 2) % K, mask=seen, other=0.0).to(tl.float32)
-    own = tl.load(source + d, mask=seen, other=0.0).to(tl.float32)
-    turn = tl.load(cosines + at * K + d, mask=seen, other=0.0)
-    return own * turn + other * tl.load(sines + at * K + d, mask=seen, other=0.0)
-
-
-@triton.jit
 def _of_window(  # type: ignore[no-untyped-def]
     queries, query_row, keys, values, cosines, sines, place, sums, highest, totals,
     H, S, T, K, part, most, scale,
@@ -67,7 +57,7 @@ def _of_window(  # type: ignore[no-untyped-def]
     at = T + tl.load(place)
     source = queries + row[:, None] * query_row + h * K
     if ROTATED:
-        query = _turned(source, cosines, sines, at, K, d[None, :], seen)
+        query = turned(source, cosines, sines, at, 1.0, K, d[None, :], seen)
     else:
         query = tl.load(source + d[None, :], mask=seen, other=0.0).to(tl.float32)
     query = (query * scale).to(keys.dtype.element_ty)
@@ -80,8 +70,8 @@ def _of_window(  # type: ignore[no-untyped-def]
         t = block + tl.arange(0, BARS)
         there, first = t < T, bh * T * K
         of_bars = of_head[:, None] & there[None, :]
-        turned = tl.load(keys + first + t[None, :] * K + d[:, None], mask=of_bars, other=0.0)
-        scores = tl.dot(query, turned, input_precision="tf32x3")
+        compared = tl.load(keys + first + t[None, :] * K + d[:, None], mask=of_bars, other=0.0)
+        scores = tl.dot(query, compared, input_precision="tf32x3")
         scores = tl.where((there & (t > at - most))[None, :], scores, float("-inf"))
         higher = tl.maximum(best, tl.max(scores, axis=1))
         weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(best - higher)
@@ -113,8 +103,8 @@ def _of_path(  # type: ignore[no-untyped-def]
     bars = tl.load(place).to(tl.int32)
     if ROTATED:
         at = T + bars
-        query = _turned(queries + row * query_row + h * K, cosines, sines, at, K, d, seen)
-        key = _turned(new_keys + new, cosines, sines, at, K, d, seen)
+        query = turned(queries + row * query_row + h * K, cosines, sines, at, 1.0, K, d, seen)
+        key = turned(new_keys + new, cosines, sines, at, 1.0, K, d, seen)
     else:
         query = tl.load(queries + row * query_row + h * K + d, mask=seen, other=0.0).to(tl.float32)
         key = tl.load(new_keys + new + d, mask=seen, other=0.0).to(tl.float32)

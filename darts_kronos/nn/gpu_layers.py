@@ -41,6 +41,16 @@ def _to_gate(gate_value, gradient, out, F, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def turned(source, cosines, sines, at, sign, K, k, seen):  # type: ignore[no-untyped-def]
+    """Numbers of a head, rotated to position `at`; with a `sign` of -1, back from it."""
+    # The first half's sines are negated in the table.
+    other = tl.load(source + (k + K // 2) % K, mask=seen, other=0.0).to(tl.float32)
+    own = tl.load(source + k, mask=seen, other=0.0).to(tl.float32)
+    turn = tl.load(cosines + at * K + k, mask=seen, other=0.0)
+    return own * turn + sign * other * tl.load(sines + at * K + k, mask=seen, other=0.0)
+
+
+@triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
     x, of_window, of_head, of_bar, cosines, sines, sign, out, N, H, T, K,
     ROWS: tl.constexpr, WIDE: tl.constexpr,
@@ -49,11 +59,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     k, t = tl.arange(0, WIDE)[None, :], (n % T)[:, None]
     seen = (n < N)[:, None] & (k < K)
     source = x + (n // (H * T) * of_window + n // T % H * of_head)[:, None] + t * of_bar
-    own = tl.load(source + k, mask=seen, other=0.0).to(tl.float32)
-    other = tl.load(source + (k + K // 2) % K, mask=seen, other=0.0).to(tl.float32)
-    # The first half's sines are negated in the table.
-    found = own * tl.load(cosines + t * K + k, mask=seen, other=0.0)
-    found += sign * other * tl.load(sines + t * K + k, mask=seen, other=0.0)
+    found = turned(source, cosines, sines, t, sign, K, k, seen)
     tl.store(out + n[:, None] * K + k, found.to(out.dtype.element_ty), mask=seen)
 
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from darts_kronos.nn.fused_step import Draw, FusedStep, State, marked
+from darts_kronos.nn.fused_step import Draw, FusedStep, Work, marked
 from darts_kronos.nn.graphs import recorded, uniforms
 from darts_kronos.nn.kernel_modules import OF_GPU, gpu_kernels
 from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
@@ -149,22 +148,16 @@ class SteadyCache(Cache):
 class ModuleStep:
     """A step by the network's own layers.
 
-    For the parameters see :class:`RecordedPaths` and ``fused_step.FusedStep``.
+    Parameters
+    ----------
+    work
+        What is worked on.
     """
 
-    def __init__(
-        self,
-        predictor: KronosPredictor,
-        cache: Cache,
-        stamps: Tensor | None,
-        state: State,
-        *,
-        most: int,
-        dtype: torch.dtype,
-        draw: Draw,
-    ):
-        self.predictor, self.stamps, self.draw = predictor, stamps, draw
-        self.tokens, self.given, at = state
+    def __init__(self, work: Work):
+        cache, dtype, at, most = work.cache, work.dtype, work.at, work.most
+        self.predictor, self.stamps, self.draw = work.predictor, work.stamps, work.draw
+        self.tokens, self.given = work.tokens, work.given
         _, B, S, n = self.tokens.shape
         T = cache.prefix_length
         of_bar = (
@@ -259,17 +252,15 @@ class RecordedPaths:
         self.tokens = self.at.new_zeros(2, B, num_samples, n)
         self.given = torch.empty(n, 2, B * num_samples, device=device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        given = predictor, cache, stamps, (self.tokens, self.given, self.at)
-        self._by_modules = partial(ModuleStep, *given, most=most, dtype=dtype, draw=draw)
+        self.work = Work(
+            *(predictor, cache, stamps, most, dtype, draw, temperature),
+            *(self.tokens, self.given, self.at),
+        )
         plain = predictor.is_plain and predictor.s1_head.weight.dtype == torch.float32
         kernels = gpu_kernels() if plain and dtype in OF_GPU else None
-        self.step: FusedStep | ModuleStep
-        if kernels is None:
-            self.step = self._by_modules()
-        else:
-            self.step = FusedStep(
-                *(kernels, *given), most=most, dtype=dtype, draw=draw, temperature=temperature
-            )
+        self.step: FusedStep | ModuleStep = (
+            ModuleStep(self.work) if kernels is None else FusedStep(kernels, self.work)
+        )
 
     def write(self, hidden: Tensor) -> Tensor:
         """Draw the new bars' tokens, (2, B, S, n), after windows whose newest states are (B, 1, D).
@@ -288,7 +279,7 @@ class RecordedPaths:
             if not type(error).__module__.startswith("triton"):
                 raise
             _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
-            self.step = self._by_modules()
+            self.step = ModuleStep(self.work)
             return self._write(hidden)
 
     def _write(self, hidden: Tensor) -> Tensor:
