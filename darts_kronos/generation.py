@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from darts_kronos.nn.config import is_number
-from darts_kronos.nn.graphs import uniforms
+from darts_kronos.nn.graphs import FEWEST_STEPS, uniforms
 from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.predictor import KronosPredictor
-from darts_kronos.nn.recorded_paths import FEWEST_BARS, RecordedPaths
+from darts_kronos.nn.recorded_paths import RecordedPaths
+from darts_kronos.nn.recorded_rereading import RecordedRereads, bars_of_stretch
 from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.rows import SPOILT
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -98,6 +99,11 @@ class Sampling:
     def plain(self) -> bool:
         """Whether tokens are drawn from all."""
         return self.top_k is None and (self.top_p is None or self.top_p == 1)
+
+    @property
+    def plain_temperature(self) -> float | None:
+        """Temperature, if it is all that makes a difference; else None."""
+        return self.temperature if self.plain else None
 
     @property
     def numbers(self) -> tuple[float, int, float]:
@@ -416,7 +422,7 @@ class _Window:
 
     def _written_by_graphs(self, num_samples: int, sampling: Sampling) -> Tensor | None:
         """The same by steps that a GPU records; None if there is none, or too few of them."""
-        if self.s1.device.type != "cuda" or self.room <= FEWEST_BARS:
+        if self.s1.device.type != "cuda" or self.room <= FEWEST_STEPS:
             return None
         if self.recorded is None or self.recorded.tokens.shape[2] != num_samples:
             self.recorded = RecordedPaths(
@@ -428,7 +434,7 @@ class _Window:
                 most=self.max_context,
                 dtype=self.dtype,
                 draw=sampling.draw,
-                temperature=sampling.temperature if sampling.plain else None,
+                temperature=sampling.plain_temperature,
             )
         return self.recorded.write(self.hidden)
 
@@ -444,10 +450,26 @@ class _Window:
             s1.shape[1],
             self.n,
         )
+        stretch = self._recorded_bars(s1[..., 0].numel())
+        if stretch > 0:
+            recorded = RecordedRereads(
+                *(reader, s1, s2, self.room),
+                dtype=self.dtype,
+                draw=sampling.draw,
+                temperature=sampling.plain_temperature,
+            )
+            s1[:], s2[:] = recorded.write(stretch)
+            return
         for i in range(self.room, self.n):
             states = reader.read(s1[:, :, :i], s2[:, :, :i], i - self.room)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
+
+    def _recorded_bars(self, rows: int) -> int:
+        """Bars of so many paths whose windows a GPU reads by the same recorded step, or 0."""
+        if self.s1.device.type != "cuda" or self.n - self.room <= FEWEST_STEPS:
+            return 0
+        return bars_of_stretch(self.predictor, rows)
 
     def _decode(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Normalised bars, (B, S, n, C), of the paths' tokens, read after the context's.

@@ -28,11 +28,11 @@ LARGEST_DRAWN = 8192
 LEAST = 16
 """Rows and columns that a product of matrices has at least."""
 
-PATHS_AT_ONCE, NUMBERS_AT_ONCE = 32, 4096
-"""Paths whose queries one program takes to their window at most, and numbers of keys that it reads
-at once: what a multiprocessor has room for."""
+BYTES_AT_ONCE, NUMBERS_AT_ONCE = 128, 4096
+"""Bytes of queries for each of a head's numbers that one program takes at most, and numbers of keys
+that it reads at once: what a multiprocessor has room for."""
 
-PROGRAMS = 256
+PROGRAMS = 512
 """Programs that a window's attention is divided into, if there are not as many rows."""
 
 ROWS_OF_A_PROGRAM = 4
@@ -45,8 +45,9 @@ LOWEST = tl.constexpr(-1e30)
 @triton.jit
 def _of_window(  # type: ignore[no-untyped-def]
     queries, query_row, keys, values, cosines, sines, place, sums, highest, totals,
-    H, S, T, K, part, most, scale,
-    ROTATED: tl.constexpr, WIDE: tl.constexpr, PATHS: tl.constexpr, BARS: tl.constexpr,
+    H, S, T, part, most, scale,
+    ROTATED: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, PATHS: tl.constexpr,
+    BARS: tl.constexpr,
 ):  # fmt: skip
     """Attention of some paths over a part of their window, not divided by its total."""
     bh, h = tl.program_id(0), tl.program_id(0) % H
@@ -91,8 +92,9 @@ def _of_window(  # type: ignore[no-untyped-def]
 def _of_path(  # type: ignore[no-untyped-def]
     queries, query_row, new_keys, new_values, new_row, own_keys, own_values, cosines, sines, place,
     sums, highest, totals, out,
-    R, H, S, T, K, C, parts, most, scale,
-    ROTATED: tl.constexpr, WIDE: tl.constexpr, BARS: tl.constexpr, PARTS: tl.constexpr,
+    R, H, S, T, C, parts, most, scale,
+    ROTATED: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, BARS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Attention of a path over its own bars, and together with what it found in its window.
 
@@ -237,6 +239,61 @@ def _draw(  # type: ignore[no-untyped-def]
     tl.store(tokens + (which * R + row) * n + at, token.to(tl.int64))
 
 
+@triton.jit
+def _of_rows(  # type: ignore[no-untyped-def]
+    queries, keys, values, value_window, value_head, value_row, place, out,
+    H, T, S, M, left, newest, scale,
+    K: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BARS: tl.constexpr,
+):  # fmt: skip
+    """Attention of some rows of a window, or of one of its paths, which both may lie before."""
+    b, h, d = tl.program_id(0) // H, tl.program_id(0) % H, tl.arange(0, WIDE)
+    window_blocks, path_blocks = tl.cdiv(T, ROWS), tl.cdiv(M, ROWS)
+    block = tl.program_id(1) - window_blocks
+    of_path = block >= 0
+    # The path's first row, and where this program's bars stand: a path's follow the window's.
+    first = tl.where(of_path, T + block // path_blocks * M, T)
+    start = tl.where(of_path, T + block % path_blocks * ROWS, tl.program_id(1) * ROWS)
+    count = tl.where(of_path, T + M, T)
+    bar = start + tl.arange(0, ROWS)
+    row = tl.where(of_path, bar - T + first, bar)
+    is_row, of_head = bar < count, d < K
+    seen = is_row[:, None] & of_head[None, :]
+    heads = (tl.program_id(0) * (T + S * M)).to(tl.int64) * K
+    query = tl.load(queries + heads + row[:, None] * K + d[None, :], mask=seen, other=0.0)
+    values += b * value_window + h * value_head
+
+    at = tl.load(place).to(tl.int32)
+    left_by = at - left
+    end = tl.minimum(start + ROWS, tl.minimum(count, at - newest + 1))
+    # Nobody asks for what bars find that have left, or are still to come.
+    end = tl.where(start + ROWS <= left_by, 0, end)
+    best = tl.full((ROWS,), LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    found = tl.zeros((ROWS, WIDE), tl.float32)
+    for to in range(left_by // BARS * BARS, end, BARS):
+        other = to + tl.arange(0, BARS)
+        # A block may hold bars of the window and of the path.
+        there = (other < end) & (other >= left_by)
+        source = tl.where(other < T, other, other - T + first)
+        of_bars = of_head[:, None] & there[None, :]
+        places = heads + source[None, :] * K + d[:, None]
+        compared = tl.load(keys + places, mask=of_bars, other=0.0)
+        scores = tl.dot(query, compared, input_precision="tf32x3") * scale
+        looks = there[None, :] & (other[None, :] <= bar[:, None])
+        scores = tl.where(looks, scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(best - higher)
+        total, best = total * shrink + tl.sum(weights, axis=1), higher
+        of_bars = there[:, None] & of_head[None, :]
+        places = source.to(tl.int64)[:, None] * value_row + d[None, :]
+        looked_at = tl.load(values + places, mask=of_bars, other=0.0)
+        weights = weights.to(values.dtype.element_ty)
+        found = found * shrink[:, None] + tl.dot(weights, looked_at, input_precision="tf32x3")
+    found /= tl.where(total > 0, total, 1.0)[:, None]
+    to_row = ((b * (T + S * M) + row).to(tl.int64) * H + h) * K
+    tl.store(out + to_row[:, None] + d[None, :], found.to(out.dtype.element_ty), mask=seen)
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Attention of one layer, with keys and values that stay where they are.
@@ -268,9 +325,8 @@ class Attention:
         """
         B, H, T, K = self.window[0].shape
         S, C, R = self.own[0].shape[2], self.own[0].shape[3], len(queries)
-        wide = max(LEAST, triton.next_power_of_2(K))
-        bars = max(LEAST, NUMBERS_AT_ONCE // wide)
-        paths = LEAST if wide > 64 else min(max(LEAST, triton.next_power_of_2(S)), PATHS_AT_ONCE)
+        wide, bars, most_paths = _sizes(K, self.own[0].dtype)
+        paths = min(max(LEAST, triton.next_power_of_2(S)), most_paths)
         turns, blocks = -(-S // paths), -(-T // bars)
         part = -(-blocks // max(1, PROGRAMS // (B * H * turns))) * bars
         parts = -(-T // part)
@@ -278,26 +334,75 @@ class Attention:
         highest, totals = (sums.new_empty(parts, R, H) for _ in range(2))
         rotary = (self.place, self.place) if self.rotary is None else self.rotary
         out = queries.new_empty(R, H * K, dtype=self.own[0].dtype)
-        either: dict[str, Any] = {"ROTATED": self.rotary is not None, "WIDE": wide}
+        # Known to the compiler, the width of a head says how many of its numbers lie aligned.
+        either: dict[str, Any] = {"ROTATED": self.rotary is not None, "K": K, "WIDE": wide}
         of_window = {"PATHS": paths, "BARS": bars, "num_stages": 2}
         _of_window[(B * H, turns, parts)](
             *(queries, queries.stride(0), *self.window, *rotary, self.place),
-            *(sums, highest, totals, H, S, T, K, part, self.most, K**-0.5),
+            *(sums, highest, totals, H, S, T, part, self.most, K**-0.5),
             **either,
             **of_window,
         )
         # Few programs wait for memory, many for their turn.
         few = R * H < PROGRAMS
-        of_path = {"BARS": 32 if few else 16, "num_warps": 4 if few else 2}
+        of_path = {"BARS": 32 if few else 16, "num_warps": 4 if few else 1}
         _of_path[(R, H)](
             *(queries, queries.stride(0), keys, values, keys.stride(0), *self.own, *rotary),
             *(self.place, sums, highest, totals, out),
-            *(R, H, S, T, K, C, parts, self.most, K**-0.5),
+            *(R, H, S, T, C, parts, self.most, K**-0.5),
             **either,
             **of_path,
             **{"PARTS": triton.next_power_of_2(parts)},
         )
         return out
+
+
+def attend_rows(
+    heads: tuple[Tensor, Tensor, Tensor],
+    sizes: tuple[int, int, int],
+    place: Tensor,
+    left: int,
+    newest: int,
+) -> Tensor:
+    """What bars of windows and of their paths find, (B, R, D), R = T + S * M, which are given anew.
+
+    Parameters
+    ----------
+    heads
+        Queries, keys and values, each (B, H, R, K): rows are bars of the window, and then of each
+        path in turn. The first two are rotated, and in one piece.
+    sizes
+        T, S and M.
+    place
+        A number, (1,), that grows by one with each new bar.
+    left
+        What it is when all bars are seen; whenever it grows by one, the oldest leaves.
+    newest
+        What it is when the newest bar is the window's first, if it were one of the window.
+        Bars beyond it are still to come: they are not looked at.
+
+    Notes
+    -----
+    What is found by bars that have left, or are still to come, is finite, and means nothing.
+    """
+    queries, keys, values = heads
+    (B, H, R, K), (T, S, M) = queries.shape, sizes
+    wide, bars, rows = _sizes(K, queries.dtype)
+    blocks = -(-T // rows) + S * -(-M // rows)
+    out = queries.new_empty(B, R, H * K)
+    _of_rows[(B * H, blocks)](
+        *(queries, keys, values, *values.stride()[:3], place, out),
+        *(H, T, S, M, left, newest, K**-0.5),
+        **{"K": K, "WIDE": wide, "ROWS": rows, "BARS": bars, "num_stages": 2},
+    )
+    return out
+
+
+def _sizes(K: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """How wide a head's block of numbers is, and of how many keys and queries at most."""
+    wide: int = max(LEAST, triton.next_power_of_2(K))
+    queries = LEAST if wide > 64 else BYTES_AT_ONCE // dtype.itemsize
+    return wide, max(LEAST, NUMBERS_AT_ONCE // wide), queries
 
 
 def embed(

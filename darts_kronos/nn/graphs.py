@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FEWEST_STEPS = 4
+"""Steps from which on it pays to record one."""
+
 _GENERATING = threading.Lock()
 """Held while a graph is recorded: in that time torch lets no thread use its generator."""
 
@@ -69,3 +72,23 @@ def recorded(function: Callable[[], Any], device: torch.device) -> torch.cuda.CU
     """
     with torch.cuda.device(device):
         return _RECORDERS.of(device).record(function)
+
+
+def played(
+    step: Callable[[], Any], count: int, device: torch.device, graph: torch.cuda.CUDAGraph | None
+) -> torch.cuda.CUDAGraph | None:
+    """Make a step so many times, as a graph where a GPU can record it and it pays.
+
+    Returns the graph, to be given to the next call; None if there is none.
+    """
+    if graph is None and device.type == "cuda" and count >= FEWEST_STEPS:
+        # The first step compiles and loads what the recording needs.
+        step()
+        count -= 1
+        graph = recorded(step, device)
+    for _ in range(count):
+        if graph is None:
+            step()
+        else:
+            graph.replay()
+    return graph

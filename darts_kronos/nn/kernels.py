@@ -307,7 +307,7 @@ class _GatedOnGpu(torch.autograd.Function):
         ctx.save_for_backward(gate_value)
         ctx.kernels = kernels
         out: Tensor = kernels.gate(gate_value.flatten(0, -2))
-        return out.view(*gate_value.shape[:-1], -1)
+        return out.view(*gate_value.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable

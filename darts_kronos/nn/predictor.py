@@ -153,6 +153,7 @@ class S2Conditioning(nn.Module):
         states: tuple[Tensor, Tensor, Tensor],
         queries: Tensor,
         projections: tuple[Tensor, Tensor, Tensor],
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Conditioned states (B, S, D) of each path's newest bar, of states that are not kept.
 
@@ -168,13 +169,16 @@ class S2Conditioning(nn.Module):
             Of the chosen s1, (B, S, D).
         projections
             As ``projections`` gives them.
+        hidden
+            What is added to the scores of bars, (T + M,), or None.
         """
         (window, paths, newest), (of_keys, of_values, bias) = states, projections
         T, scale = window.shape[1], of_keys.shape[1] ** -0.5
         # (B, S, H, D)
         seeking = (self._heads(queries * scale) @ of_keys).transpose(1, 2)
         of_window = (seeking.flatten(1, 2) @ window.mT).view(*seeking.shape[:3], T)
-        weights = torch.cat((of_window, seeking @ paths.mT), dim=-1).softmax(dim=-1)
+        scores = torch.cat((of_window, seeking @ paths.mT), dim=-1)
+        weights = (scores if hidden is None else scores + hidden).softmax(dim=-1)
         means = (weights[..., :T].flatten(1, 2) @ window).view_as(seeking)
         means = (means + weights[..., T:] @ paths).transpose(1, 2)
         y = (means @ of_values.mT).transpose(1, 2).flatten(-2) + bias

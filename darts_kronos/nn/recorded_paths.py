@@ -12,15 +12,15 @@ bars, L own bars of a path that are looked at, H heads, K width of a head, D wid
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from darts_kronos.nn.fused_step import Draw, FusedStep, Work, marked
-from darts_kronos.nn.graphs import recorded, uniforms
-from darts_kronos.nn.kernel_modules import OF_GPU, gpu_kernels
+from darts_kronos.nn.fused_step import Draw, FusedStep, Work
+from darts_kronos.nn.graphs import played, uniforms
 from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
 from darts_kronos.nn.rotary import Rotary
 from darts_kronos.nn.rows import SPOILT
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from darts_kronos.nn.predictor import KronosPredictor
 
 _LOGGER = logging.getLogger(__name__)
-
-FEWEST_BARS = 4
-"""Bars from which on it pays to record a step."""
 
 STRETCH = 32
 """Bars after which a step of many paths is recorded anew, to look at more of them."""
@@ -150,15 +147,14 @@ class ModuleStep:
 
     Parameters
     ----------
-    work
-        What is worked on.
+    work, stamps, cache, most
+        As ``FusedStep`` takes them.
     """
 
-    def __init__(self, work: Work):
-        cache, dtype, at, most = work.cache, work.dtype, work.at, work.most
-        self.predictor, self.stamps, self.draw = work.predictor, work.stamps, work.draw
-        self.tokens, self.given = work.tokens, work.given
-        _, B, S, n = self.tokens.shape
+    def __init__(self, work: Work, stamps: Tensor | None, cache: Cache, most: int):
+        dtype, at = work.dtype, work.at
+        self.work, self.stamps = work, stamps
+        _, _, S, n = work.tokens.shape
         T = cache.prefix_length
         of_bar = (
             2 * dtype.itemsize * S * sum(layer.prefix[0][:, :, 0].numel() for layer in cache.layers)
@@ -185,7 +181,7 @@ class ModuleStep:
 
     def __call__(self) -> None:
         """Read the newest bar of each path, and write the next."""
-        at, T = self.place.at, self.cache.prefix_length
+        predictor, at, T = self.work.predictor, self.place.at, self.cache.prefix_length
         positions, now = self.positions[: T + self.place.looked_at], at + T
         hidden_bars = positions > now
         if self.drops:
@@ -193,16 +189,26 @@ class ModuleStep:
         scores = torch.zeros_like(positions, dtype=self.place.hidden.dtype)
         self.place.hidden = scores.masked_fill_(hidden_bars, float("-inf"))
         stamps = None if self.stamps is None else self.stamps.index_select(1, at)
-        s1, s2 = self.tokens.index_select(3, at).clamp_(min=0)
-        hidden = self.predictor.extend(s1, s2, stamps, self.cache)
+        s1, s2 = self.work.tokens.index_select(3, at).clamp_(min=0)
+        hidden = predictor.extend(s1, s2, stamps, self.cache)
         at += 1
-        given = self.given.index_select(0, at)[0].view(2, *hidden.shape[:2], 1)
-        s1_logits = self.predictor.s1_logits(hidden)
-        s1 = self.draw(s1_logits, given[0])
-        s2_logits = self.predictor.s2_logits(hidden, s1, self.cache)
-        s2 = self.draw(s2_logits, given[1])
-        drawn = torch.stack((marked(s1, s1_logits), marked(s2, s2_logits)))
-        self.tokens.index_copy_(3, at, drawn.unsqueeze(3))
+        self.work.write_drawn(
+            predictor.s1_logits(hidden), lambda s1: predictor.s2_logits(hidden, s1, self.cache)
+        )
+
+
+Found = TypeVar("Found")
+
+
+def by_kernels(write: Callable[[], Found], by_layers: Callable[[], Found]) -> Found:
+    """Write by Triton's kernels, or by the network's layers where a GPU has no room for them."""
+    try:
+        return write()
+    except Exception as error:
+        if not type(error).__module__.startswith("triton"):
+            raise
+        _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
+        return by_layers()
 
 
 class RecordedPaths:
@@ -246,20 +252,19 @@ class RecordedPaths:
         temperature: float | None,
     ):
         self.predictor, self.windows, self.draw = predictor, cache, draw
+        self.read = stamps, cache, most
         device = cache.rotary[0].device
         B = len(cache.layers[0].prefix[0])
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
         self.tokens = self.at.new_zeros(2, B, num_samples, n)
         self.given = torch.empty(n, 2, B * num_samples, device=device)
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.work = Work(
-            *(predictor, cache, stamps, most, dtype, draw, temperature),
-            *(self.tokens, self.given, self.at),
-        )
-        plain = predictor.is_plain and predictor.s1_head.weight.dtype == torch.float32
-        kernels = gpu_kernels() if plain and dtype in OF_GPU else None
+        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.work = Work(predictor, dtype, draw, temperature, self.tokens, self.given, self.at)
+        kernels = self.work.kernels()
         self.step: FusedStep | ModuleStep = (
-            ModuleStep(self.work) if kernels is None else FusedStep(kernels, self.work)
+            ModuleStep(self.work, *self.read)
+            if kernels is None
+            else FusedStep(kernels, self.work, *self.read)
         )
 
     def write(self, hidden: Tensor) -> Tensor:
@@ -272,15 +277,12 @@ class RecordedPaths:
         ValueError
             If logits are NaN or infinite.
         """
-        try:
+
+        def by_layers() -> Tensor:
+            self.step = ModuleStep(self.work, *self.read)
             return self._write(hidden)
-        except Exception as error:
-            # Some GPUs have less room than a kernel needs.
-            if not type(error).__module__.startswith("triton"):
-                raise
-            _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
-            self.step = ModuleStep(self.work)
-            return self._write(hidden)
+
+        return by_kernels(lambda: self._write(hidden), by_layers)
 
     def _write(self, hidden: Tensor) -> Tensor:
         """The same by the step that there is."""
@@ -296,23 +298,10 @@ class RecordedPaths:
         with torch.cuda.device_of(self.at):
             for end in self.step.stretches:
                 self.step.look_at(end)
-                self._write_stretch(end, end - start)
+                graph = self.graphs.get(end)
+                self.graphs[end] = played(self.step, end - start, self.at.device, graph)
                 start = end
             # This waits for the graphs: what they work on must not be given away before.
             if bool((self.tokens < 0).any()):
                 raise ValueError(SPOILT)
         return self.tokens
-
-    def _write_stretch(self, end: int, count: int) -> None:
-        """Write so many bars, up to number `end`."""
-        graph = self.graphs.get(end)
-        if graph is None and self.at.device.type == "cuda" and count >= FEWEST_BARS:
-            # The first step compiles and loads what the recording needs.
-            self.step()
-            count -= 1
-            graph = self.graphs[end] = recorded(self.step, self.at.device)
-        for _ in range(count):
-            if graph is None:
-                self.step()
-            else:
-                graph.replay()

@@ -11,6 +11,7 @@ V2 entries of the fine codebook.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from darts_kronos.nn.rotary import Rotary, rotary_table, rotate
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, of which the first two are rotated."""
 
+Attend = Callable[[Heads, Heads], Tensor]
+"""Attention (B, R, D) of windows, each (B, H, T, K), and of their paths, each (B, H, S, M, K)."""
+
 
 class States(NamedTuple):
     """Hidden states of windows, (B, T, D), of their paths' bars, (B, S, M, D), and the newest.
@@ -34,6 +38,22 @@ class States(NamedTuple):
     window: Tensor
     paths: Tensor
     newest: Tensor
+
+
+class Read(NamedTuple):
+    """Bars that are read to write some new ones, of which the oldest leave, and others come.
+
+    Attributes
+    ----------
+    known
+        Own bars of a path when the first of the new ones is written, which sees all of these.
+    window, own
+        Bars of the window, and a path's own, with those that come.
+    """
+
+    known: int
+    window: slice
+    own: slice
 
 
 class Rereader:
@@ -73,16 +93,15 @@ class Rereader:
             self.length + n, predictor.transformer.head_width, predictor.s1_head.weight.device
         )
         # What enters the first layer, and what that makes of it: (B, T, D) and (3, B, H, T, K).
-        self.window, self.window_heads = self._begin(s1, s2, 0)
+        self.window, self.window_heads = self.begin(s1, s2, slice(self.length))
         B, _, D = self.window.shape
         H, K = self.window_heads.shape[2], self.window_heads.shape[4]
         self.paths = self.window.new_empty(B, num_samples, n, D)
         self.path_heads = self.window.new_empty(3, B, H, num_samples, n, K)
         self.projections = predictor.s2_conditioning.projections()
 
-    def _begin(self, s1: Tensor, s2: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """Embedded bars (B, ..., M, D) of tokens from position `at` on, and their first heads."""
-        places = slice(at, at + s1.shape[-1])
+    def begin(self, s1: Tensor, s2: Tensor, places: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded bars (B, ..., M, D) of tokens at so many positions, and their first heads."""
         stamps = None if self.stamps is None else self.stamps[:, places]
         if stamps is not None and s1.ndim == 3:
             stamps = stamps.unsqueeze(1)
@@ -91,47 +110,81 @@ class Rereader:
         turned = rotate(heads[:2], (self.rotary[0][places], self.rotary[1][places]))
         return x, torch.cat((turned, heads[2:]))
 
+    def add(self, s1: Tensor, s2: Tensor) -> None:
+        """Add what is new of the paths' bars: `s1` and `s2`, each (B, S, M), are all so far."""
+        if s1.shape[2] == self.path_length:
+            return
+        T, before, self.path_length = self.length, self.path_length, s1.shape[2]
+        new, places = slice(before, self.path_length), slice(T + before, T + self.path_length)
+        self.paths[:, :, new], self.path_heads[..., new, :] = self.begin(
+            s1[:, :, new], s2[:, :, new], places
+        )
+
     def read(self, s1: Tensor, s2: Tensor, start: int) -> States:
         """Hidden states of all bars from `start` on, counted from the windows' first.
 
         `s1` and `s2` are the tokens of all the paths' bars so far, each (B, S, M): those that are
         new since the last call are added.
         """
-        new = slice(self.path_length, s1.shape[2])
-        self.paths[:, :, new], self.path_heads[..., new, :] = self._begin(
-            s1[:, :, new], s2[:, :, new], self.length + self.path_length
-        )
-        self.path_length = s1.shape[2]
-
+        self.add(s1, s2)
         own = slice(max(0, start - self.length), self.path_length)
         window, paths = self.window[:, start:], self.paths[:, :, own]
         window_heads, path_heads = self.window_heads[..., start:, :], self.path_heads[..., own, :]
-        S, M = paths.shape[1:3]
-        if S == 1:
+        if paths.shape[1] == 1:
             window = torch.cat((window, paths[:, 0]), dim=1)
             window_heads = torch.cat((window_heads, path_heads[:, :, :, 0]), dim=-2)
-            paths, path_heads, M = paths[:, :, :0], path_heads[..., :0, :], 0
-        T = window.shape[1]
+            paths, path_heads = paths[:, :, :0], path_heads[..., :0, :]
+        window, paths = self.through(window, paths, window_heads, path_heads, _attend)
+        newest = paths[:, :, -1] if paths.shape[2] > 0 else window[:, -1:]
+        return States(window, paths, newest)
+
+    def through(
+        self,
+        window: Tensor,
+        paths: Tensor,
+        window_heads: Tensor,
+        path_heads: Tensor,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states of windows and of their paths' bars, by all layers.
+
+        Parameters
+        ----------
+        window, paths
+            What enters the first layer, (B, T, D) and (B, S, M, D).
+        window_heads, path_heads
+            What that makes of it, (3, B, H, T, K) and (3, B, H, S, M, K).
+        attend
+            How bars attend.
+
+        Returns
+        -------
+        tuple of Tensor
+            Of the shapes of `window` and `paths`.
+        """
+        T, (S, M) = window.shape[1], paths.shape[1:3]
         at_window, at_paths = (
             (self.rotary[0][bars], self.rotary[1][bars]) for bars in (slice(T), slice(T, T + M))
         )
-
         x = torch.cat((window, paths.flatten(1, 2)), dim=1)
-        x = self.blocks[0].finish(x, _attend(tuple(window_heads), tuple(path_heads)))
+        x = self.blocks[0].finish(x, attend(tuple(window_heads), tuple(path_heads)))
         for block in self.blocks[1:]:
             heads = block.heads(x).movedim(-3, 0).movedim(-2, 2)
             of_window = _rotated(heads[..., :T, :], at_window)
             of_paths = _rotated(heads[..., T:, :].unflatten(3, (S, M)), at_paths)
-            x = block.finish(x, _attend(of_window, of_paths))
+            x = block.finish(x, attend(of_window, of_paths))
         x = self.predictor.norm(x)
-        states = x[:, T:].unflatten(1, (S, M))
-        return States(x[:, :T], states, states[:, :, -1] if M > 0 else x[:, -1:])
+        return x[:, :T], x[:, T:].unflatten(1, (S, M))
 
-    def s2_logits(self, states: States, next_s1: Tensor) -> Tensor:
-        """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S)."""
+    def s2_logits(self, states: States, next_s1: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits (B, S, V2) of the next bar's fine token, given its coarse one, (B, S).
+
+        `hidden`, (T + M,), is minus infinity for bars that are not seen, else 0; None: all are.
+        """
         queries = self.predictor.s2_queries(next_s1)
         conditioning = self.predictor.s2_conditioning
-        return self.predictor.s2_head(conditioning.newest(states, queries, self.projections))
+        found = conditioning.newest(states, queries, self.projections, hidden)
+        return self.predictor.s2_head(found)
 
 
 def _rotated(heads: Tensor, rotary: Rotary) -> Heads:

@@ -15,9 +15,9 @@ import torch
 from darts_kronos import generation
 from darts_kronos.finetuning import add_lora
 from darts_kronos.generation import Sampling, generate
-from darts_kronos.nn import graphs, kernel_modules, recorded_paths
+from darts_kronos.nn import fused_step, graphs, kernel_modules, recorded_paths
 from darts_kronos.nn.fused_step import FusedStep
-from darts_kronos.nn.kernels import gated, packed
+from darts_kronos.nn.kernels import _GatedOnGpu, gated, packed
 from darts_kronos.nn.recorded_paths import ModuleStep, RecordedPaths
 from darts_kronos.nn.rotary import rotary_table, rotate
 
@@ -38,7 +38,7 @@ def triton_kernels(monkeypatch):
     pytest.importorskip("triton")
     from darts_kronos.nn import gpu_kernels
 
-    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: gpu_kernels)
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: gpu_kernels)
     return gpu_kernels
 
 
@@ -48,7 +48,7 @@ def step(request, monkeypatch):
     if request.param == "fused":
         triton_kernels(monkeypatch)
         return FusedStep
-    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: None)
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
     return ModuleStep
 
 
@@ -151,7 +151,7 @@ def test_so_they_do_without_stamps_and_for_more_paths_than_a_program_takes(
 
 
 def test_what_many_paths_look_at_grows(predictor, monkeypatch):
-    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: None)
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
     monkeypatch.setattr(recorded_paths, "BYTES_LOOKED_AT", 0)
     monkeypatch.setattr(recorded_paths, "STRETCH", 3)
     looked_at = []
@@ -166,7 +166,7 @@ def test_what_many_paths_look_at_grows(predictor, monkeypatch):
 @pytest.mark.parametrize("kind", ["adapters", "doubles"])
 def test_adapters_and_doubles_are_left_to_the_networks_layers(predictor, kind, monkeypatch):
     # They would not be asked.
-    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: object())
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: object())
     if kind == "doubles":
         predictor = predictor.double()
     else:
@@ -212,7 +212,7 @@ def test_where_triton_fails_the_networks_layers_draw(predictor, monkeypatch, cap
         raise OutOfResources("shared memory")
 
     kernels = SimpleNamespace(Attention=lambda *_: None, embed=refuse)
-    monkeypatch.setattr(recorded_paths, "gpu_kernels", lambda: kernels)
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: kernels)
     assert_drawn_alike(windows_of(predictor, 2, 3), FusedStep, monkeypatch, times=2)
     assert caplog.text.count("shared memory") == 1
 
@@ -348,16 +348,32 @@ class TestKernels:
         back = gpu_layers.rotate(found, *on_device[1:], True)
         torch.testing.assert_close(back.cpu(), queries, **close)
 
+    def test_windows_of_no_bars(self, kernels):
+        from darts_kronos.nn import gpu_layers
+
+        given = torch.zeros(2, 0, 12, device=DEVICE, requires_grad=True)
+        found = _GatedOnGpu.apply(given, gpu_layers)
+        found.sum().backward()
+        assert found.shape == (2, 0, 6) and given.grad.shape == given.shape
+        tables = torch.zeros(2, 0, 6, device=DEVICE)
+        assert gpu_layers.rotate(given.detach().view(2, 2, 0, 6), *tables, False).shape[2] == 0
+
 
 class TestGpu:
     """What is recorded."""
 
     pytestmark = needs_gpu
 
+    @pytest.fixture(autouse=True)
+    def networks(self):
+        # They are made of a seed of their own.
+        self.networks = [
+            one[1].to(DEVICE) for one in (reference.tokenizers(0), reference.predictors(0))
+        ]
+
     def draw(self, sliding="exact", paths=4, n=30, sampling=None):
-        networks = reference.tokenizers(0)[1].to(DEVICE), reference.predictors(0)[1].to(DEVICE)
         return generate(
-            *networks,
+            *self.networks,
             reference.random_bars(2, 20, 1).to(DEVICE),
             reference.random_stamps(2, 20 + n, 1).to(DEVICE),
             n=n,
@@ -371,7 +387,7 @@ class TestGpu:
     @pytest.mark.parametrize("paths", [1, 4])
     def test_it_is_what_is_drawn_step_by_step(self, paths, sliding, monkeypatch):
         recorded = self.draw(sliding, paths)
-        monkeypatch.setattr(generation, "FEWEST_BARS", 100)
+        monkeypatch.setattr(generation, "FEWEST_STEPS", 100)
         torch.testing.assert_close(recorded, self.draw(sliding, paths), rtol=1e-3, atol=1e-4)
 
     def test_a_seed_draws_the_same_again(self):

@@ -1,0 +1,206 @@
+"""Windows that slide, read again by a step that a GPU records and plays for several bars.
+
+Which bars have left a window, and how many a path has, changes from bar to bar: it is told by a
+number in memory. Bars that a path will have in the same stretch are read along, and not looked at
+by those before them. There are two such steps: ``FusedReread`` of kernels for just this, and
+``ModuleReread`` of the network's own layers.
+
+Shapes by letter: B windows, S sample paths of a window, T bars of a window that are read, M bars of
+a path that are read, n bars of a path in the end, H heads, K width of a head, D width of the model.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from darts_kronos.nn.fused_rereading import FusedReread
+from darts_kronos.nn.fused_step import Draw, Work
+from darts_kronos.nn.graphs import FEWEST_STEPS, played, uniforms
+from darts_kronos.nn.predictor import KronosPredictor
+from darts_kronos.nn.recorded_paths import by_kernels
+from darts_kronos.nn.rereading import Heads, Read, Rereader, States
+from darts_kronos.nn.rows import SPOILT
+
+MULTIPLICATIONS = 10**12
+"""Multiplications that a GPU makes in the time that it takes to record a step anew."""
+
+
+def bars_of_stretch(predictor: KronosPredictor, rows: int) -> int:
+    """Bars of each of so many paths to write by the same recording; 0 if it does not pay.
+
+    In a stretch of bars each step reads, of each path, as many bars too many as are still to come.
+    """
+    weights = sum(one.numel() for one in predictor.transformer.parameters())
+    bars = isqrt(MULTIPLICATIONS // (weights * rows))
+    return bars if bars >= FEWEST_STEPS else 0
+
+
+class RecordedRereads:
+    """Writes bars of paths whose windows slide, by steps that a GPU records.
+
+    On other devices each step is made anew.
+
+    Parameters
+    ----------
+    reader
+        What reads windows and paths; no bar of a path was added to it.
+    s1, s2
+        Tokens of the paths, each (B, S, n), of which the first `known` are read, the others
+        written.
+    known
+        Bars that the paths have, at least 1. The first that is written sees the whole window, each
+        one after it a bar less, of the window and then of the path.
+    dtype, draw, temperature
+        As in ``Work``.
+    """
+
+    def __init__(
+        self,
+        reader: Rereader,
+        s1: Tensor,
+        s2: Tensor,
+        known: int,
+        *,
+        dtype: torch.dtype,
+        draw: Draw,
+        temperature: float | None,
+    ):
+        self.reader, self.known = reader, known
+        # What is not looked at yet is multiplied by 0 all the same.
+        reader.paths.zero_()
+        reader.path_heads.zero_()
+        reader.add(s1[:, :, :known], s2[:, :, :known])
+        tokens, device = torch.stack((s1, s2)), s1.device
+        _, B, S, n = tokens.shape
+        at, given = torch.full((1,), known - 1, device=device), uniforms((n, 2, B * S), device)
+        self.work = Work(reader.predictor, dtype, draw, temperature, tokens, given, at)
+        kernels = self.work.kernels()
+        self.step: FusedReread | ModuleReread = (
+            ModuleReread(self.work, reader)
+            if kernels is None
+            else FusedReread(kernels, self.work, reader)
+        )
+        self.graphs: list[torch.cuda.CUDAGraph | None] = []
+
+    def write(self, stretch: int) -> Tensor:
+        """Draw all other bars' tokens; those of all bars, (2, B, S, n).
+
+        A step is recorded anew after so many bars.
+
+        Raises
+        ------
+        ValueError
+            If logits are NaN or infinite.
+        """
+
+        def by_layers() -> None:
+            self.step = ModuleReread(self.work, self.reader)
+            self.work.at.fill_(self.known - 1)
+            self._write(stretch)
+
+        by_kernels(lambda: self._write(stretch), by_layers)
+        # This waits for the graphs: what they work on must not be given away before.
+        if bool((self.work.tokens < 0).any()):
+            raise ValueError(SPOILT)
+        return self.work.tokens
+
+    def _write(self, stretch: int) -> None:
+        """The same by the step that there is."""
+        n, T = self.work.tokens.shape[3], self.reader.length
+        with torch.cuda.device_of(self.work.at):
+            for first in range(self.known, n, stretch):
+                end, start = min(first + stretch, n), first - self.known
+                # The newest bar of a path is not read.
+                window, own = slice(min(start, T), T), slice(max(0, start - T), end - 1)
+                self.step.look_at(Read(first, window, own))
+                self.graphs.append(played(self.step, end - first, self.work.at.device, None))
+
+
+class ModuleReread:
+    """A step by the network's own layers.
+
+    Parameters
+    ----------
+    work, reader
+        As ``FusedReread`` takes them.
+    """
+
+    def __init__(self, work: Work, reader: Rereader):
+        self.work, self.reader = work, reader
+
+    def look_at(self, read: Read) -> None:
+        """Read these bars from now on."""
+        self.read = read
+        T = self.reader.window[:, read.window].shape[1]
+        M = self.reader.paths[:, :, read.own].shape[2]
+        self.bars = torch.arange(T + M, device=self.work.at.device)
+
+    def __call__(self) -> None:
+        """Read the newest bar of each path, and its window again, and write the next bar."""
+        reader, read, work, at = self.reader, self.read, self.work, self.work.at
+        s1, s2 = work.tokens.index_select(3, at).clamp_(min=0)
+        x, heads = reader.begin(s1, s2, at + reader.length)
+        reader.paths.index_copy_(2, at, x)
+        reader.path_heads.index_copy_(4, at, heads)
+
+        hidden = self._hidden()
+        lower = hidden.to(work.dtype)
+        window, paths = reader.through(
+            reader.window[:, read.window],
+            reader.paths[:, :, read.own],
+            reader.window_heads[..., read.window, :],
+            reader.path_heads[..., read.own, :],
+            lambda window, paths: _attend(window, paths, lower),
+        )
+        newest = at - read.own.start
+        states = States(window, paths, paths.index_select(2, newest).squeeze(2))
+        of_newest = hidden.index_select(0, newest + window.shape[1]).squeeze(0)
+        at += 1
+        work.write_drawn(
+            reader.predictor.s1_logits(states.newest),
+            lambda s1: reader.s2_logits(states, s1, of_newest),
+        )
+
+    def _hidden(self) -> Tensor:
+        """What is added to scores of a path's bars and its window's, (T + M, T + M).
+
+        Bars see themselves and those before, of which the oldest have left. So that all of them
+        find numbers, those see themselves.
+        """
+        bars, left_by = self.bars, self.work.at + 1 - self.read.known
+        seen = bars <= bars.unsqueeze(1)
+        seen &= (bars >= left_by) | (bars == bars.unsqueeze(1))
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+
+
+def _attend(of_window: Heads, of_paths: Heads, hidden: Tensor) -> Tensor:
+    """Attention, as ``rereading.Attend``, given what is added to scores, (T + M, T + M).
+
+    Products are of the data type of the latter.
+    """
+    dtype = hidden.dtype
+    queries, keys, values = (one.to(dtype) for one in of_window)
+    own_queries, own_keys, own_values = (one.to(dtype).flatten(0, 2) for one in of_paths)
+    B, H, T, K = queries.shape
+    S, M = of_paths[0].shape[2:4]
+    out = queries.new_empty(B, T + S * M, H, K)
+    if T > 0:
+        mask = hidden[:T, :T].contiguous()
+        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        out[:, :T] = found.transpose(1, 2)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    own_queries = own_queries * K**-0.5
+    # All scores lie in one buffer, which one softmax reads.
+    scores = own_queries.new_empty(B * H, S * M, T + M)
+    torch.bmm(own_queries.view(B * H, S * M, K), keys.mT, out=scores[:, :, :T])
+    own_scores = scores.view(B * H * S, M, T + M)
+    own_scores[:, :, T:] = torch.bmm(own_queries, own_keys.mT)
+    weights = own_scores.add_(hidden[T:]).softmax(dim=-1)
+    y = torch.bmm(weights.view_as(scores)[:, :, :T], values).view(B * H * S, M, K)
+    y = y.baddbmm_(weights[:, :, T:], own_values).view(B, H, S * M, K)
+    out[:, T:] = y.transpose(1, 2)
+    return out.flatten(-2)

@@ -1,0 +1,190 @@
+"""Windows that slide, read by a step that a GPU can record, against those read bar by bar.
+
+The steps run anywhere, if not recorded; those by Triton's kernels where it is installed and there
+is a GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_rereading.py``.
+"""
+
+import os
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+from darts_kronos import generation
+from darts_kronos.generation import Sampling, generate
+from darts_kronos.nn import fused_step, graphs, recorded_rereading
+from darts_kronos.nn.fused_rereading import FusedReread
+from darts_kronos.nn.kernels import packed
+from darts_kronos.nn.recorded_rereading import ModuleReread, RecordedRereads, bars_of_stretch
+from darts_kronos.nn.rereading import Rereader
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+by_triton = pytest.mark.skipif(
+    DEVICE.type != "cuda" and not INTERPRETED, reason="needs a GPU, or Triton's interpreter"
+)
+T, N = 7, 17
+
+
+@pytest.fixture
+def predictor():
+    return reference.predictors(0)[1].eval().to(DEVICE)
+
+
+@pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
+def step(request, monkeypatch):
+    """The class of the step that is made."""
+    if request.param == "module":
+        monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
+        return ModuleReread
+    pytest.importorskip("triton")
+    from darts_kronos.nn import gpu_kernels
+
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: gpu_kernels)
+    return FusedReread
+
+
+def tokens_of(windows, paths):
+    generator = torch.Generator().manual_seed(3)
+    of_window = torch.randint(0, 16, (2, windows, T), generator=generator)
+    of_paths = torch.randint(0, 16, (2, windows, paths, N), generator=generator)
+    stamps = reference.random_stamps(windows, T + N, 4)
+    given = torch.rand(N, 2, windows * paths, generator=generator)
+    return (one.to(DEVICE) for one in (of_window, of_paths, stamps, given))
+
+
+def read_bar_by_bar(reader, tokens, known, draw, given):
+    s1, s2 = tokens.clone()
+    for i in range(known, N):
+        uniforms = given[i].view(2, *s1.shape[:2], 1)
+        states = reader.read(s1[:, :, :i], s2[:, :, :i], i - known)
+        s1[:, :, i] = draw(reader.predictor.s1_logits(states.newest), uniforms[0])
+        s2[:, :, i] = draw(reader.s2_logits(states, s1[:, :, i]), uniforms[1])
+    return torch.stack((s1, s2))
+
+
+@pytest.mark.parametrize(
+    ("windows", "paths", "known", "stretch", "sampling", "stamped"),
+    [
+        (1, 1, 1, 4, Sampling(), True),
+        (2, 3, 1, N, Sampling(temperature=2.0), True),
+        (1, 2, 3, 5, Sampling(top_k=3), False),
+        (2, 1, N - 6, 5, Sampling(temperature=0.5, top_p=0.8), True),
+        (1, 3, N - 1, 4, Sampling(), True),
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_they_draw_alike(
+    predictor, step, windows, paths, known, stretch, sampling, stamped, monkeypatch
+):
+    # The window, and with it bars of the paths, leave what is seen.
+    (s1, s2), tokens, stamps, given = tokens_of(windows, paths)
+    stamps = stamps if stamped else None
+    monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
+    with predictor.folded(torch.float32), packed(predictor, torch.float32, 0):
+        readers = (Rereader(predictor, s1, s2, stamps, paths, N) for _ in range(2))
+        expected = read_bar_by_bar(next(readers), tokens, known, sampling.draw, given)
+        # Neither what is to be written nor what memory holds may be looked at.
+        reader = next(readers)
+        reader.paths.fill_(float("nan"))
+        reader.path_heads.fill_(float("nan"))
+        tokens[..., known:] = 0
+        recorded = RecordedRereads(
+            *(reader, *tokens, known),
+            dtype=torch.float32,
+            draw=sampling.draw,
+            temperature=sampling.plain_temperature,
+        )
+        assert isinstance(recorded.step, step)
+        assert torch.equal(recorded.write(stretch), expected)
+
+
+@by_triton
+@pytest.mark.parametrize(
+    ("sizes", "at", "left", "newest"),
+    [
+        # Several blocks of both; bars of the window have left; so has all of it; there is none.
+        ((70, 2, 40), 30, 30, -70),
+        ((70, 2, 40), 39, 20, -70),
+        ((3, 1, 50), 49, 30, -3),
+        ((0, 3, 9), 12, 10, 5),
+    ],
+    ids=str,
+)
+def test_attention_of_rows(sizes, at, left, newest):
+    gpu_kernels = pytest.importorskip("darts_kronos.nn.gpu_kernels")
+    (T, S, M), (B, H, K) = sizes, (2, 2, 12)
+    heads = torch.randn(3, B, H, T + S * M, K, generator=torch.Generator().manual_seed(0))
+    on_device = heads[:2].to(DEVICE), heads[2].transpose(1, 2).contiguous().to(DEVICE)
+    queries, keys, values = *on_device[0], on_device[1].transpose(1, 2)
+    place = torch.full((1,), at, device=DEVICE)
+    found = gpu_kernels.attend_rows((queries, keys, values), sizes, place, left, newest).cpu()
+    assert found.isfinite().all()
+
+    first, last = at - left, at - newest
+    bars = torch.arange(T + M)
+    seen = (bars <= bars[:, None]) & (bars >= first)
+    for s in range(S):
+        rows = torch.cat((torch.arange(T), T + s * M + torch.arange(M)))
+        expected = F.scaled_dot_product_attention(*heads[..., rows, :], attn_mask=seen)
+        of_path = found[:, rows].unflatten(-1, (H, K)).transpose(1, 2)
+        asked = slice(first, last + 1)
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(of_path[:, :, asked], expected[:, :, asked], **close)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@torch.inference_mode()
+def test_spoilt_weights_are_named(predictor, value):
+    (s1, s2), tokens, stamps, _ = tokens_of(1, 2)
+    reader = Rereader(predictor, s1, s2, stamps, 2, N)
+    recorded = RecordedRereads(
+        *(reader, *tokens, 1),
+        dtype=torch.float32,
+        draw=lambda logits, given: logits.nan_to_num().argmax(dim=-1),
+        temperature=None,
+    )
+    predictor.s2_head.weight[3] = value
+    with pytest.raises(ValueError, match="spoilt"):
+        recorded.write(N)
+
+
+def test_of_more_rows_a_recording_serves_fewer_bars(predictor, monkeypatch):
+    monkeypatch.setattr(recorded_rereading, "MULTIPLICATIONS", 10**8)
+    bars = [bars_of_stretch(predictor, rows) for rows in (1, 10, 100, 10**6)]
+    assert bars == sorted(bars, reverse=True) and len(set(bars)) == 4
+    assert bars[-1] == 0 and bars[-2] >= graphs.FEWEST_STEPS
+
+
+@pytest.mark.parametrize("paths", [1, 4])
+def test_generation_draws_by_them(paths, monkeypatch):
+    def draw():
+        return generate(
+            reference.tokenizers(0)[1].to(DEVICE),
+            reference.predictors(0)[1].to(DEVICE),
+            reference.random_bars(2, 20, 1).to(DEVICE),
+            reference.random_stamps(2, 60, 1).to(DEVICE),
+            n=40,
+            num_samples=paths,
+            max_context=24,
+            sampling=Sampling(temperature=1e-6),
+        )
+
+    asked = []
+    window = generation._Window
+    monkeypatch.setattr(window, "_recorded_bars", lambda _, rows: 0)
+    expected = draw()
+    monkeypatch.setattr(window, "_recorded_bars", lambda _, rows: asked.append(rows) or 7)
+    torch.testing.assert_close(draw(), expected, rtol=1e-3, atol=1e-4)
+    assert asked == [2 * paths]
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="needs a machine without a GPU")
+def test_on_a_cpu_each_step_is_read_by_itself(monkeypatch):
+    monkeypatch.setattr(generation.RecordedRereads, "write", None)
+    bars = reference.random_bars(1, 8, 1)
+    networks = reference.tokenizers(0)[1], reference.predictors(0)[1]
+    paths = generate(*networks, bars, None, n=6, max_context=8, sampling=Sampling())
+    assert paths.shape == (1, 1, 6, 6)
