@@ -7,7 +7,8 @@
 The networks have random weights. Without `--original` the table has our figures only. With it the
 original's code gets the same weights; greedy tokens of all paths of the first window, and losses,
 are compared with ours first, and a difference ends the run without a time. Ours needs neither Darts
-nor pandas nor Lightning; the original needs more.
+nor pandas nor Lightning; the original needs more. `--shapes` are paths whose bars fit into the
+window, `--sliding` such whose window slides, exactly, as the original's always does.
 
 Figures carry the device's name and belong to that device. A time is the median over repeats.
 Ratios of bf16 are over the original in float32, which is all it has for paths; its training gets
@@ -35,7 +36,9 @@ from timing.clock import Seconds, WrongAnswer, now, seconds_of
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTEXT, HORIZON, MAX_CONTEXT = 400, 112, 512
+MAX_CONTEXT = 512
+FITTING, SLIDING = (400, 112), (512, 120)
+"""Bars of context and new ones."""
 BATCH, WINDOW = 32, 561
 WARM_UP, STEPS = 3, 10
 """Training steps before those that count, and these."""
@@ -105,43 +108,48 @@ def networks(size: str, original: Any, device: torch.device) -> Any:
     )
 
 
-def paths(nets: Any, given: tuple[Tensor, Tensor], count: int, sampling: Any) -> Any:
-    """So many paths of ours, of each window."""
+def paths(nets: Any, given: tuple[Tensor, Tensor], n: int, count: int, sampling: Any) -> Any:
+    """So many paths of `n` bars of ours, of each window."""
     return generation.sample_paths(
         nets.tokenizer,
         nets.predictor,
         *given,
-        n=HORIZON,
+        n=n,
         num_samples=count,
         max_context=MAX_CONTEXT,
         sampling=sampling,
     )
 
 
-def check(nets: Any, original: Any, device: torch.device) -> None:
+def check(nets: Any, original: Any, bars: tuple[int, int], device: torch.device) -> None:
     """Compare greedy tokens of one path, and of ten, with the original's.
+
+    `bars` are those of context and the new ones.
 
     Raises
     ------
     WrongAnswer
         If one token of one path differs.
     """
-    given = inputs(1, CONTEXT, HORIZON, device)
-    theirs = original.greedy(nets, *given, HORIZON, MAX_CONTEXT)
+    given = inputs(1, *bars, device)
+    theirs = original.greedy(nets, *given, bars[1], MAX_CONTEXT)
     for count in (1, 10):
-        ours = paths(nets, given, count, both.NEARLY_GREEDY)
+        ours = paths(nets, given, bars[1], count, both.NEARLY_GREEDY)
         for mine, other in zip((ours.s1, ours.s2), theirs, strict=True):
             if not (mine == other).all():
                 raise WrongAnswer(f"{nets.size}: tokens of {count} paths are not the original's.")
 
 
-def generate(nets: Any, original: Any, shape: str, setting: Setting) -> list[dict[str, Any]]:
-    """Rows of a shape, "windows x paths", in both precisions."""
+def generate(
+    nets: Any, original: Any, bars: tuple[int, int], shape: str, setting: Setting
+) -> list[dict[str, Any]]:
+    """Rows of a shape, "windows x paths", of so many bars, in both precisions."""
+    context, horizon = bars
     windows, count = map(int, shape.split("x"))
-    given = inputs(windows, CONTEXT, HORIZON, setting.device)
+    given = inputs(windows, *bars, setting.device)
     theirs, part = None, ""
     if original is not None:
-        arguments = (nets, *given, HORIZON, MAX_CONTEXT, count)
+        arguments = (nets, *given, horizon, MAX_CONTEXT, count)
         if windows * count <= setting.rows:
             # The check has warmed it up.
             theirs = original.sampled_seconds(*arguments)
@@ -150,16 +158,16 @@ def generate(nets: Any, original: Any, shape: str, setting: Setting) -> list[dic
     rows = []
     for precision in ("fp32", "bf16"):
         with setting.of_precision(precision):
-            run = lambda: paths(nets, given, count, generation.Sampling())  # noqa: E731
+            run = lambda: paths(nets, given, horizon, count, generation.Sampling())  # noqa: E731
             run()
             seconds = Seconds([seconds_of(run) for _ in range(setting.repeats)])
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        rate = both.weight_bytes(nets.predictor, dtype) * HORIZON / seconds.median
+        rate = both.weight_bytes(nets.predictor, dtype) * horizon / seconds.median
         found = {
-            "case": f"{nets.size} {CONTEXT}/{HORIZON} {windows} x {count} {precision}",
+            "case": f"{nets.size} {context}/{horizon} {windows} x {count} {precision}",
             "ours s": seconds.median,
             "spread": seconds.spread,
-            "bars/s": windows * count * HORIZON / seconds.median,
+            "bars/s": windows * count * horizon / seconds.median,
             "weights GB/s": rate / 1e9,
             "share of bandwidth": rate / setting.bandwidth,
         }
@@ -276,6 +284,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["mini", "small", "base"])
     parser.add_argument("--shapes", nargs="*", default=["1x1", "8x10", "64x100"])
+    parser.add_argument("--sliding", nargs="*", default=["1x10", "8x10"])
     parser.add_argument("--train", nargs="*", default=["base"], help="sizes that are trained")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=640)
@@ -298,12 +307,14 @@ def main() -> None:
     try:
         for size in dict.fromkeys((*args.sizes, *args.train)):
             nets = networks(size, original, device)
-            if size in args.sizes and args.shapes:
+            for bars, shapes in ((FITTING, args.shapes), (SLIDING, args.sliding)):
+                if size not in args.sizes or not shapes:
+                    continue
                 if original is not None:
-                    check(nets, original, device)
-                for shape in args.shapes:
-                    rows = generate(nets, original, shape, setting)
-                    show(rows, headed=shape == args.shapes[0])
+                    check(nets, original, bars, device)
+                for shape in shapes:
+                    rows = generate(nets, original, bars, shape, setting)
+                    show(rows, headed=shape == shapes[0])
                     found += rows
             if size in args.train:
                 if training is not None:

@@ -19,7 +19,7 @@ from darts_kronos.nn.graphs import FEWEST_STEPS, uniforms
 from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.recorded_paths import RecordedPaths
-from darts_kronos.nn.recorded_rereading import RecordedRereads, bars_of_stretch
+from darts_kronos.nn.recorded_rereading import RecordedRereads
 from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.rows import SPOILT
 from darts_kronos.nn.tokenizer import KronosTokenizer
@@ -422,7 +422,7 @@ class _Window:
 
     def _written_by_graphs(self, num_samples: int, sampling: Sampling) -> Tensor | None:
         """The same by steps that a GPU records; None if there is none, or too few of them."""
-        if self.s1.device.type != "cuda" or self.room <= FEWEST_STEPS:
+        if not self._records(self.room):
             return None
         if self.recorded is None or self.recorded.tokens.shape[2] != num_samples:
             self.recorded = RecordedPaths(
@@ -450,26 +450,23 @@ class _Window:
             s1.shape[1],
             self.n,
         )
-        stretch = self._recorded_bars(s1[..., 0].numel())
-        if stretch > 0:
+        if self._records(self.n - self.room):
             recorded = RecordedRereads(
                 *(reader, s1, s2, self.room),
                 dtype=self.dtype,
                 draw=sampling.draw,
                 temperature=sampling.plain_temperature,
             )
-            s1[:], s2[:] = recorded.write(stretch)
+            s1[:], s2[:] = recorded.write()
             return
         for i in range(self.room, self.n):
             states = reader.read(s1[:, :, :i], s2[:, :, :i], i - self.room)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
 
-    def _recorded_bars(self, rows: int) -> int:
-        """Bars of so many paths whose windows a GPU reads by the same recorded step, or 0."""
-        if self.s1.device.type != "cuda" or self.n - self.room <= FEWEST_STEPS:
-            return 0
-        return bars_of_stretch(self.predictor, rows)
+    def _records(self, bars: int) -> bool:
+        """Whether steps that write so many bars are recorded."""
+        return self.s1.device.type == "cuda" and bars > FEWEST_STEPS
 
     def _decode(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Normalised bars, (B, S, n, C), of the paths' tokens, read after the context's.

@@ -334,7 +334,6 @@ class Attention:
         highest, totals = (sums.new_empty(parts, R, H) for _ in range(2))
         rotary = (self.place, self.place) if self.rotary is None else self.rotary
         out = queries.new_empty(R, H * K, dtype=self.own[0].dtype)
-        # Known to the compiler, the width of a head says how many of its numbers lie aligned.
         either: dict[str, Any] = {"ROTATED": self.rotary is not None, "K": K, "WIDE": wide}
         of_window = {"PATHS": paths, "BARS": bars, "num_stages": 2}
         _of_window[(B * H, turns, parts)](

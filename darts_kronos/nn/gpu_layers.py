@@ -52,8 +52,8 @@ def turned(source, cosines, sines, at, sign, K, k, seen):  # type: ignore[no-unt
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    x, of_window, of_head, of_bar, cosines, sines, sign, out, N, H, T, K,
-    ROWS: tl.constexpr, WIDE: tl.constexpr,
+    x, of_window, of_head, of_bar, cosines, sines, sign, out, N, H, T,
+    K: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k, t = tl.arange(0, WIDE)[None, :], (n % T)[:, None]
@@ -87,11 +87,12 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     out, wide = x.new_empty(B, H, T, K), triton.next_power_of_2(K)
     rows = max(1, BLOCK // wide)
-    does: dict[str, Any] = {"ROWS": rows, "WIDE": wide}
+    # Known to the compiler, the width of a head says how many of its numbers lie aligned.
+    does: dict[str, Any] = {"K": K, "ROWS": rows, "WIDE": wide}
     with torch.cuda.device_of(out):
         _rotate[(triton.cdiv(B * H * T, rows),)](
             *(x, *x.stride()[:3], cosines.contiguous(), sines.contiguous(), -1.0 if back else 1.0),
-            *(out, B * H * T, H, T, K),
+            *(out, B * H * T, H, T),
             **does,
         )
     return out

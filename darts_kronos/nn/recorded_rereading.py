@@ -25,18 +25,17 @@ from darts_kronos.nn.recorded_paths import by_kernels
 from darts_kronos.nn.rereading import Heads, Read, Rereader, States
 from darts_kronos.nn.rows import SPOILT
 
-MULTIPLICATIONS = 10**12
+MULTIPLICATIONS = 3 * 10**11
 """Multiplications that a GPU makes in the time that it takes to record a step anew."""
 
 
 def bars_of_stretch(predictor: KronosPredictor, rows: int) -> int:
-    """Bars of each of so many paths to write by the same recording; 0 if it does not pay.
+    """Bars of each of so many paths to write by the same recording.
 
     In a stretch of bars each step reads, of each path, as many bars too many as are still to come.
     """
     weights = sum(one.numel() for one in predictor.transformer.parameters())
-    bars = isqrt(MULTIPLICATIONS // (weights * rows))
-    return bars if bars >= FEWEST_STEPS else 0
+    return max(FEWEST_STEPS, isqrt(MULTIPLICATIONS // (weights * rows)))
 
 
 class RecordedRereads:
@@ -86,10 +85,8 @@ class RecordedRereads:
         )
         self.graphs: list[torch.cuda.CUDAGraph | None] = []
 
-    def write(self, stretch: int) -> Tensor:
+    def write(self) -> Tensor:
         """Draw all other bars' tokens; those of all bars, (2, B, S, n).
-
-        A step is recorded anew after so many bars.
 
         Raises
         ------
@@ -100,17 +97,18 @@ class RecordedRereads:
         def by_layers() -> None:
             self.step = ModuleReread(self.work, self.reader)
             self.work.at.fill_(self.known - 1)
-            self._write(stretch)
+            self._write()
 
-        by_kernels(lambda: self._write(stretch), by_layers)
+        by_kernels(self._write, by_layers)
         # This waits for the graphs: what they work on must not be given away before.
         if bool((self.work.tokens < 0).any()):
             raise ValueError(SPOILT)
         return self.work.tokens
 
-    def _write(self, stretch: int) -> None:
+    def _write(self) -> None:
         """The same by the step that there is."""
-        n, T = self.work.tokens.shape[3], self.reader.length
+        (_, B, S, n), T = self.work.tokens.shape, self.reader.length
+        stretch = bars_of_stretch(self.reader.predictor, B * S)
         with torch.cuda.device_of(self.work.at):
             for first in range(self.known, n, stretch):
                 end, start = min(first + stretch, n), first - self.known

@@ -4,6 +4,7 @@ They run anywhere, if not recorded; those by Triton's kernels where it is instal
 GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_paths.py``.
 """
 
+import copy
 import os
 import threading
 from types import SimpleNamespace
@@ -371,9 +372,9 @@ class TestGpu:
             one[1].to(DEVICE) for one in (reference.tokenizers(0), reference.predictors(0))
         ]
 
-    def draw(self, sliding="exact", paths=4, n=30, sampling=None):
+    def draw(self, sliding="exact", paths=4, n=30, sampling=None, networks=None):
         return generate(
-            *self.networks,
+            *(networks or self.networks),
             reference.random_bars(2, 20, 1).to(DEVICE),
             reference.random_stamps(2, 20 + n, 1).to(DEVICE),
             n=n,
@@ -400,12 +401,15 @@ class TestGpu:
     def test_threads_do_not_disturb_each_other(self):
         expected, found = self.draw(), []
 
-        def work():
+        def work(networks):
             with torch.cuda.stream(torch.cuda.Stream()):
-                found.extend(self.draw() for _ in range(3))
+                found.extend(self.draw(networks=networks) for _ in range(3))
                 torch.cuda.current_stream().synchronize()
 
-        threads = [threading.Thread(target=work) for _ in range(3)]
+        # They are folded while they draw: each thread has its own.
+        copies = [copy.deepcopy(self.networks) for _ in range(3)]
+        threads = [threading.Thread(target=work, args=(networks,)) for networks in copies]
+        torch.cuda.synchronize()
         for thread in threads:
             thread.start()
         for thread in threads:
