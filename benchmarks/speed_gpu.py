@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["mini", "small", "base"])
     parser.add_argument("--shapes", nargs="*", default=["1x1", "8x10", "64x100"])
-    parser.add_argument("--sliding", nargs="*", default=["1x10", "8x10"])
+    parser.add_argument("--sliding", nargs="*", default=["1x10"])
     parser.add_argument("--train", nargs="*", default=["base"], help="sizes that are trained")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=640)
@@ -303,7 +303,16 @@ def main() -> None:
         sys.path.insert(0, str(args.original))
         original = importlib.import_module("timing.original")
         training = importlib.import_module("timing.original_training")
-    started, found = now(), []
+    started = now()
+    found: list[dict[str, Any]] = []
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        # At once: a run that is cut off is not lost.
+        found.extend(rows)
+        if args.json is not None:
+            text = {"device": name, "torch": torch.__version__, "rows": found}
+            args.json.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
     try:
         for size in dict.fromkeys((*args.sizes, *args.train)):
             nets = networks(size, original, device)
@@ -315,19 +324,16 @@ def main() -> None:
                 for shape in shapes:
                     rows = generate(nets, original, bars, shape, setting)
                     show(rows, headed=shape == shapes[0])
-                    found += rows
+                    keep(rows)
             if size in args.train:
                 if training is not None:
                     training.check(nets, training.Batch(*inputs(2, WINDOW, 0, device)))
                 rows = train(nets, training, setting)
                 show(rows, headed=True)
-                found += rows
+                keep(rows)
     except WrongAnswer as wrong:
         sys.exit(f"No time is reported, because the answers differ. {wrong}")
     print(f"{now() - started:.0f} s")
-    if args.json is not None:
-        text = {"device": name, "torch": torch.__version__, "rows": found}
-        args.json.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
