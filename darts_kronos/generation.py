@@ -422,7 +422,7 @@ class _Window:
 
     def _written_by_graphs(self, num_samples: int, sampling: Sampling) -> Tensor | None:
         """The same by steps that a GPU records; None if there is none, or too few of them."""
-        if not self._records(self.room):
+        if not self._records(self.room - 1):
             return None
         if self.recorded is None or self.recorded.tokens.shape[2] != num_samples:
             self.recorded = RecordedPaths(
@@ -464,9 +464,9 @@ class _Window:
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
 
-    def _records(self, bars: int) -> bool:
-        """Whether steps that write so many bars are recorded."""
-        return self.s1.device.type == "cuda" and bars > FEWEST_STEPS
+    def _records(self, steps: int) -> bool:
+        """Whether so many steps are such as a GPU can record."""
+        return self.s1.device.type == "cuda" and steps >= FEWEST_STEPS
 
     def _decode(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Normalised bars, (B, S, n, C), of the paths' tokens, read after the context's.

@@ -54,7 +54,7 @@ class FusedReread(FusedLayers):
         bars = torch.arange(T + M, device=device)
         positions = torch.cat((bars[:T], bars[T:].repeat(S)))
         self.rotary = reader.rotary[0][positions], reader.rotary[1][positions]
-        # Where a path's own bars start, if its first were one.
+        # The row of a path's bar of number 0, read or not: that of number `at` is so many further.
         self.rows = T - read.own.start + M * torch.arange(S, device=device)
         self.bars = bars
 
@@ -69,20 +69,19 @@ class FusedReread(FusedLayers):
 
         x = self.x.view(B * R, D).clone()
         queries, keys, values = self.heads
-        # What the newest bar's number is when all are seen, and if it were the first that is read.
-        left, newest = read.known - 1, read.own.start - T
+        left, offset = read.left, read.own.start - T
         for i, (qkv, *_) in enumerate(self.blocks):
             if i > 0:
                 heads = F.linear(row, *qkv).view(B, R, 3, H, K).permute(2, 0, 3, 1, 4)
                 queries, keys = (rotate(one, self.rotary) for one in heads[:2])
                 values = heads[2]
-            found = kernels.attend_rows((queries, keys, values), self.sizes, at, left, newest)
+            found = kernels.attend_rows((queries, keys, values), self.sizes, at, left, offset)
             row = self.finish(i, x, found.view(B * R, D))
         x = x.view(B, R, D)
         states = States(x[:, :T], x[:, T:].unflatten(1, (S, M)), x.index_select(1, rows))
         last = states.newest.to(row.dtype).view(B * S, D)
         s1 = self.drawn(F.linear(last, *self.s1_head), 0).view(B, S)
-        seen = (self.bars >= at - left) & (self.bars <= at - newest)
+        seen = (self.bars >= at - left) & (self.bars <= at - offset)
         hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, float("-inf"))
         self.drawn(reader.s2_logits(states, s1, hidden).view(B * S, -1), 1)
         at += 1

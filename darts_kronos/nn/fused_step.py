@@ -133,7 +133,7 @@ class FusedLayers:
         return found
 
     def finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
-        """Rows of block `i`, for which attention found (R, D), are left in `x`, (R, D).
+        """Rows of block `i`, any N, for which attention found (N, D), are left in `x`, (N, D).
 
         Returns them normed for the next block; `x` is so, too, after the last.
         """

@@ -1,7 +1,7 @@
 """What a step of paths does on a GPU between its matrix products, compiled by Triton.
 
-Rows are the newest bars of all paths. Numbers are float32, or the products' data type where they
-go into one; sums and the residual are float32 throughout.
+Rows are the newest bars of all paths, but for ``attend_rows``. Numbers are float32, or the
+products' data type where they go into one; sums and the residual are float32 throughout.
 
 Shapes by letter: B windows, S sample paths of a window, R = B * S rows, T bars of the window, C own
 bars that a path has room for, P parts of a window, D width of the model, H heads, K width of a
@@ -33,7 +33,8 @@ BYTES_AT_ONCE, NUMBERS_AT_ONCE = 128, 4096
 that it reads at once: what a multiprocessor has room for."""
 
 PROGRAMS = 512
-"""Programs that a window's attention is divided into, if there are not as many rows."""
+"""Programs that keep a GPU busy: so many a window's attention is divided into, if heads and paths
+are fewer."""
 
 ROWS_OF_A_PROGRAM = 4
 """Rows of weights that one program multiplies a single row with."""
@@ -239,14 +240,15 @@ def _draw(  # type: ignore[no-untyped-def]
     tl.store(tokens + (which * R + row) * n + at, token.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "S", "M", "left", "offset"])
 def _of_rows(  # type: ignore[no-untyped-def]
     queries, keys, values, value_window, value_head, value_row, place, out,
-    H, T, S, M, left, newest, scale,
+    H, T, S, M, left, offset, scale,
     K: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BARS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of some rows of a window, or of one of its paths, which both may lie before."""
-    b, h, d = tl.program_id(0) // H, tl.program_id(0) % H, tl.arange(0, WIDE)
+    """Attention of some rows, of a window or of a path, over bars before them, of both."""
+    b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+    d = tl.arange(0, WIDE)
     window_blocks, path_blocks = tl.cdiv(T, ROWS), tl.cdiv(M, ROWS)
     block = tl.program_id(1) - window_blocks
     of_path = block >= 0
@@ -258,15 +260,15 @@ def _of_rows(  # type: ignore[no-untyped-def]
     row = tl.where(of_path, bar - T + first, bar)
     is_row, of_head = bar < count, d < K
     seen = is_row[:, None] & of_head[None, :]
-    heads = (tl.program_id(0) * (T + S * M)).to(tl.int64) * K
+    heads = (b * H + h) * (T + S * M) * K
     query = tl.load(queries + heads + row[:, None] * K + d[None, :], mask=seen, other=0.0)
     values += b * value_window + h * value_head
 
     at = tl.load(place).to(tl.int32)
-    left_by = at - left
-    end = tl.minimum(start + ROWS, tl.minimum(count, at - newest + 1))
+    left_by, newest = at - left, at - offset
+    end = tl.minimum(start + ROWS, tl.minimum(count, newest + 1))
     # Nobody asks for what bars find that have left, or are still to come.
-    end = tl.where(start + ROWS <= left_by, 0, end)
+    end = tl.where((start + ROWS <= left_by) | (start > newest), 0, end)
     best = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     found = tl.zeros((ROWS, WIDE), tl.float32)
@@ -290,7 +292,7 @@ def _of_rows(  # type: ignore[no-untyped-def]
         weights = weights.to(values.dtype.element_ty)
         found = found * shrink[:, None] + tl.dot(weights, looked_at, input_precision="tf32x3")
     found /= tl.where(total > 0, total, 1.0)[:, None]
-    to_row = ((b * (T + S * M) + row).to(tl.int64) * H + h) * K
+    to_row = ((b * (T + S * M) + row) * H + h) * K
     tl.store(out + to_row[:, None] + d[None, :], found.to(out.dtype.element_ty), mask=seen)
 
 
@@ -361,24 +363,26 @@ def attend_rows(
     sizes: tuple[int, int, int],
     place: Tensor,
     left: int,
-    newest: int,
+    offset: int,
 ) -> Tensor:
-    """What bars of windows and of their paths find, (B, R, D), R = T + S * M, which are given anew.
+    """What bars of windows and of their paths find, (B, R, D), all of which are given anew.
+
+    Here R = T + S * M: rows are the T bars of a window, and then the M bars of each of its paths,
+    which follow the window's.
 
     Parameters
     ----------
     heads
-        Queries, keys and values, each (B, H, R, K): rows are bars of the window, and then of each
-        path in turn. The first two are rotated, and in one piece.
+        Queries, keys and values, each (B, H, R, K). The first two are rotated, and in one piece.
     sizes
         T, S and M.
     place
         A number, (1,), that grows by one with each new bar.
     left
-        What it is when all bars are seen; whenever it grows by one, the oldest leaves.
-    newest
-        What it is when the newest bar is the window's first, if it were one of the window.
-        Bars beyond it are still to come: they are not looked at.
+        ``place - left`` bars have left: the oldest, which are not looked at any more.
+    offset
+        ``place - offset`` is where the newest bar stands, counted from the first of the window.
+        Those after it are still to come: they are not looked at.
 
     Notes
     -----
@@ -391,14 +395,14 @@ def attend_rows(
     out = queries.new_empty(B, R, H * K)
     _of_rows[(B * H, blocks)](
         *(queries, keys, values, *values.stride()[:3], place, out),
-        *(H, T, S, M, left, newest, K**-0.5),
+        *(H, T, S, M, left, offset, K**-0.5),
         **{"K": K, "WIDE": wide, "ROWS": rows, "BARS": bars, "num_stages": 2},
     )
     return out
 
 
 def _sizes(K: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """How wide a head's block of numbers is, and of how many keys and queries at most."""
+    """Of a head's blocks: numbers in a row, rows of keys, and most rows of queries."""
     wide: int = max(LEAST, triton.next_power_of_2(K))
     queries = LEAST if wide > 64 else BYTES_AT_ONCE // dtype.itemsize
     return wide, max(LEAST, NUMBERS_AT_ONCE // wide), queries

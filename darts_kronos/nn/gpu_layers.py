@@ -50,7 +50,7 @@ def turned(source, cosines, sines, at, sign, K, k, seen):  # type: ignore[no-unt
     return own * turn + sign * other * tl.load(sines + at * K + k, mask=seen, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "T"])
 def _rotate(  # type: ignore[no-untyped-def]
     x, of_window, of_head, of_bar, cosines, sines, sign, out, N, H, T,
     K: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,

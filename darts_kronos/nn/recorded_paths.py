@@ -208,7 +208,8 @@ def by_kernels(write: Callable[[], Found], by_layers: Callable[[], Found]) -> Fo
         if not type(error).__module__.startswith("triton"):
             raise
         _LOGGER.warning("Triton's kernels are left out, torch's own are used: %s", error)
-        return by_layers()
+    # Not before: the error keeps what the kernels worked on.
+    return by_layers()
 
 
 class RecordedPaths:
@@ -252,7 +253,7 @@ class RecordedPaths:
         temperature: float | None,
     ):
         self.predictor, self.windows, self.draw = predictor, cache, draw
-        self.read = stamps, cache, most
+        self.of_step = stamps, cache, most
         device = cache.rotary[0].device
         B = len(cache.layers[0].prefix[0])
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
@@ -262,9 +263,9 @@ class RecordedPaths:
         self.work = Work(predictor, dtype, draw, temperature, self.tokens, self.given, self.at)
         kernels = self.work.kernels()
         self.step: FusedStep | ModuleStep = (
-            ModuleStep(self.work, *self.read)
+            ModuleStep(self.work, *self.of_step)
             if kernels is None
-            else FusedStep(kernels, self.work, *self.read)
+            else FusedStep(kernels, self.work, *self.of_step)
         )
 
     def write(self, hidden: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ class RecordedPaths:
         """
 
         def by_layers() -> Tensor:
-            self.step = ModuleStep(self.work, *self.read)
+            self.step = ModuleStep(self.work, *self.of_step)
             return self._write(hidden)
 
         return by_kernels(lambda: self._write(hidden), by_layers)

@@ -28,14 +28,20 @@ from darts_kronos.nn.rows import SPOILT
 MULTIPLICATIONS = 3 * 10**11
 """Multiplications that a GPU makes in the time that it takes to record a step anew."""
 
+LEAST_STRETCH = 8
+"""Bars from which on it pays to record: of more rows steps take far longer than to launch them, and
+their results would be memory that recordings hold."""
 
-def bars_of_stretch(predictor: KronosPredictor, rows: int) -> int:
-    """Bars of each of so many paths to write by the same recording.
 
-    In a stretch of bars each step reads, of each path, as many bars too many as are still to come.
+def bars_of_stretch(predictor: KronosPredictor, paths: int) -> int:
+    """Bars of each of so many paths to write by the same step; too few to record if it is no use.
+
+    In a stretch of bars each step reads, of each path, those that are still to come as well, and of
+    its window those that have left.
     """
     weights = sum(one.numel() for one in predictor.transformer.parameters())
-    return max(FEWEST_STEPS, isqrt(MULTIPLICATIONS // (weights * rows)))
+    bars = isqrt(MULTIPLICATIONS // (weights * paths))
+    return bars if bars >= LEAST_STRETCH else FEWEST_STEPS - 1
 
 
 class RecordedRereads:
@@ -96,7 +102,6 @@ class RecordedRereads:
 
         def by_layers() -> None:
             self.step = ModuleReread(self.work, self.reader)
-            self.work.at.fill_(self.known - 1)
             self._write()
 
         by_kernels(self._write, by_layers)
@@ -108,7 +113,9 @@ class RecordedRereads:
     def _write(self) -> None:
         """The same by the step that there is."""
         (_, B, S, n), T = self.work.tokens.shape, self.reader.length
-        stretch = bars_of_stretch(self.reader.predictor, B * S)
+        # A recording of more bars than the window's would be for a small part of them.
+        stretch = min(bars_of_stretch(self.reader.predictor, B * S), T + self.known)
+        self.work.at.fill_(self.known - 1)
         with torch.cuda.device_of(self.work.at):
             for first in range(self.known, n, stretch):
                 end, start = min(first + stretch, n), first - self.known
@@ -169,7 +176,7 @@ class ModuleReread:
         Bars see themselves and those before, of which the oldest have left. So that all of them
         find numbers, those see themselves.
         """
-        bars, left_by = self.bars, self.work.at + 1 - self.read.known
+        bars, left_by = self.bars, self.work.at - self.read.left
         seen = bars <= bars.unsqueeze(1)
         seen &= (bars >= left_by) | (bars == bars.unsqueeze(1))
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))

@@ -32,7 +32,7 @@ Attend = Callable[[Heads, Heads], Tensor]
 class States(NamedTuple):
     """Hidden states of windows, (B, T, D), of their paths' bars, (B, S, M, D), and the newest.
 
-    A single path is part of its window; the newest bars' states are (B, S, D).
+    Of ``Rereader.read`` a single path is part of its window. The newest bars' states are (B, S, D).
     """
 
     window: Tensor
@@ -54,6 +54,11 @@ class Read(NamedTuple):
     known: int
     window: slice
     own: slice
+
+    @property
+    def left(self) -> int:
+        """So many have left: the number of a path's newest bar, less this."""
+        return self.known - 1
 
 
 class Rereader:
@@ -101,7 +106,11 @@ class Rereader:
         self.projections = predictor.s2_conditioning.projections()
 
     def begin(self, s1: Tensor, s2: Tensor, places: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded bars (B, ..., M, D) of tokens at so many positions, and their first heads."""
+        """Embedded bars of tokens, (B, ..., M, D), and what the first layer makes of them.
+
+        These are queries, keys and values, (3, B, H, ..., M, K); `places` are the M bars' numbers,
+        counted from the windows' first.
+        """
         stamps = None if self.stamps is None else self.stamps[:, places]
         if stamps is not None and s1.ndim == 3:
             stamps = stamps.unsqueeze(1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from darts_kronos import generation
+from darts_kronos.finetuning import add_lora
 from darts_kronos.generation import Sampling, generate
 from darts_kronos.nn import fused_step, graphs, recorded_rereading
 from darts_kronos.nn.fused_rereading import FusedReread
@@ -103,29 +104,75 @@ def test_they_draw_alike(
         assert torch.equal(recorded.write(), expected)
 
 
+@pytest.mark.parametrize("kind", ["adapters", "doubles", "no window"])
+def test_adapters_doubles_and_contexts_of_one_bar(predictor, kind, monkeypatch):
+    # They are left to the network's layers, if not the last.
+    (s1, s2), tokens, stamps, given = tokens_of(1, 2)
+    dtype = torch.float32
+    if kind == "doubles":
+        predictor, dtype = predictor.double(), torch.float64
+    elif kind == "adapters":
+        add_lora(predictor, {"r": 2})
+        for name, weight in predictor.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+    else:
+        s1, s2, stamps = s1[:, :0], s2[:, :0], stamps[:, T:]
+    monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
+    monkeypatch.setattr(recorded_rereading, "bars_of_stretch", lambda *_: 5)
+    draw = Sampling().draw
+    with torch.inference_mode(), predictor.folded(dtype), packed(predictor, dtype, 0):
+        readers = (Rereader(predictor, s1, s2, stamps, 2, N) for _ in range(2))
+        expected = read_bar_by_bar(next(readers), tokens, 4, draw, given)
+        recorded = RecordedRereads(
+            *(next(readers), *tokens, 4), dtype=dtype, draw=draw, temperature=1.0
+        )
+        assert kind == "no window" or isinstance(recorded.step, ModuleReread)
+        assert torch.equal(recorded.write(), expected)
+
+
+@torch.inference_mode()
+def test_products_in_half_the_bytes(predictor, step):
+    (s1, s2), tokens, stamps, _ = tokens_of(2, 3)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with predictor.folded(dtype), packed(predictor, dtype, 0):
+            recorded = RecordedRereads(
+                *(Rereader(predictor, s1, s2, stamps, 3, N), *tokens, N - 1),
+                dtype=dtype,
+                draw=lambda logits, given: logits.argmax(dim=-1),
+                temperature=None,
+            )
+            assert isinstance(recorded.step, step)
+            found.append(recorded.write()[..., -1])
+    assert (found[0] == found[1]).float().mean() > 0.8
+
+
 @by_triton
 @pytest.mark.parametrize(
-    ("sizes", "at", "left", "newest"),
+    ("sizes", "at", "left", "offset"),
     [
         # Several blocks of both; bars of the window have left; so has all of it; there is none.
         ((70, 2, 40), 30, 30, -70),
         ((70, 2, 40), 39, 20, -70),
+        ((70, 2, 40), 39, 0, -70),
+        ((1, 1, 1), 1, 1, 0),
         ((3, 1, 50), 49, 30, -3),
         ((0, 3, 9), 12, 10, 5),
     ],
     ids=str,
 )
-def test_attention_of_rows(sizes, at, left, newest):
+def test_attention_of_rows(sizes, at, left, offset):
     gpu_kernels = pytest.importorskip("darts_kronos.nn.gpu_kernels")
     (T, S, M), (B, H, K) = sizes, (2, 2, 12)
     heads = torch.randn(3, B, H, T + S * M, K, generator=torch.Generator().manual_seed(0))
     on_device = heads[:2].to(DEVICE), heads[2].transpose(1, 2).contiguous().to(DEVICE)
     queries, keys, values = *on_device[0], on_device[1].transpose(1, 2)
     place = torch.full((1,), at, device=DEVICE)
-    found = gpu_kernels.attend_rows((queries, keys, values), sizes, place, left, newest).cpu()
+    found = gpu_kernels.attend_rows((queries, keys, values), sizes, place, left, offset).cpu()
     assert found.isfinite().all()
 
-    first, last = at - left, at - newest
+    first, last = at - left, at - offset
     bars = torch.arange(T + M)
     seen = (bars <= bars[:, None]) & (bars >= first)
     for s in range(S):
@@ -153,13 +200,25 @@ def test_spoilt_weights_are_named(predictor, step, value):
             recorded.write()
 
 
-def test_where_triton_fails_the_networks_layers_read(predictor, monkeypatch, caplog):
+@pytest.mark.parametrize("after", [0, pytest.param(8, marks=by_triton)])
+def test_where_triton_fails_the_networks_layers_read(predictor, after, monkeypatch, caplog):
     class OutOfResources(Exception):
         __module__ = "triton.runtime.errors"
 
-    def refuse(*_):
-        raise OutOfResources("shared memory")
+    kernels = SimpleNamespace()
+    if after > 0:
+        gpu_kernels = pytest.importorskip("darts_kronos.nn.gpu_kernels")
+        kernels = SimpleNamespace(**vars(gpu_kernels))
+    calls = []
 
+    def refuse(*args):
+        calls.append(1)
+        if len(calls) > after:
+            raise OutOfResources("shared memory")
+        return gpu_kernels.embed(*args)
+
+    kernels.embed = refuse
+    monkeypatch.setattr(recorded_rereading, "bars_of_stretch", lambda *_: 5)
     (s1, s2), tokens, stamps, given = tokens_of(2, 3)
     monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
     draw = Sampling().draw
@@ -170,7 +229,7 @@ def test_where_triton_fails_the_networks_layers_read(predictor, monkeypatch, cap
     ):
         readers = (Rereader(predictor, s1, s2, stamps, 3, N) for _ in range(2))
         expected = read_bar_by_bar(next(readers), tokens, 5, draw, given)
-        monkeypatch.setattr(fused_step, "gpu_kernels", lambda: SimpleNamespace(embed=refuse))
+        monkeypatch.setattr(fused_step, "gpu_kernels", lambda: kernels)
         recorded = RecordedRereads(
             *(next(readers), *tokens, 5), dtype=torch.float32, draw=draw, temperature=1.0
         )
@@ -181,9 +240,9 @@ def test_where_triton_fails_the_networks_layers_read(predictor, monkeypatch, cap
 
 def test_of_more_rows_a_recording_serves_fewer_bars(predictor, monkeypatch):
     monkeypatch.setattr(recorded_rereading, "MULTIPLICATIONS", 10**8)
-    bars = [bars_of_stretch(predictor, rows) for rows in (1, 10, 100, 10**6)]
+    bars = [bars_of_stretch(predictor, rows) for rows in (1, 10, 30, 10**6)]
     assert bars == sorted(bars, reverse=True) and len(set(bars)) == 4
-    assert bars[-1] == graphs.FEWEST_STEPS
+    assert bars[-1] < graphs.FEWEST_STEPS
 
 
 @pytest.mark.parametrize("paths", [1, 4])
