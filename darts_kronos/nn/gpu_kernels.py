@@ -262,7 +262,8 @@ def _of_rows(  # type: ignore[no-untyped-def]
     seen = is_row[:, None] & of_head[None, :]
     heads = (b * H + h) * (T + S * M) * K
     query = tl.load(queries + heads + row[:, None] * K + d[None, :], mask=seen, other=0.0)
-    values += b * value_window + h * value_head
+    # In heads, so that the compiler sees how they are aligned.
+    values += (b * value_window + h * value_head) * K
 
     at = tl.load(place).to(tl.int32)
     left_by, newest = at - left, at - offset
@@ -287,7 +288,7 @@ def _of_rows(  # type: ignore[no-untyped-def]
         weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(best - higher)
         total, best = total * shrink + tl.sum(weights, axis=1), higher
         of_bars = there[:, None] & of_head[None, :]
-        places = source.to(tl.int64)[:, None] * value_row + d[None, :]
+        places = source.to(tl.int64)[:, None] * (value_row * K) + d[None, :]
         looked_at = tl.load(values + places, mask=of_bars, other=0.0)
         weights = weights.to(values.dtype.element_ty)
         found = found * shrink[:, None] + tl.dot(weights, looked_at, input_precision="tf32x3")
@@ -373,7 +374,8 @@ def attend_rows(
     Parameters
     ----------
     heads
-        Queries, keys and values, each (B, H, R, K). The first two are rotated, and in one piece.
+        Queries, keys and values, each (B, H, R, K). The first two are rotated, and in one piece;
+        values may be parts of rows of heads.
     sizes
         T, S and M.
     place
@@ -394,7 +396,7 @@ def attend_rows(
     blocks = -(-T // rows) + S * -(-M // rows)
     out = queries.new_empty(B, R, H * K)
     _of_rows[(B * H, blocks)](
-        *(queries, keys, values, *values.stride()[:3], place, out),
+        *(queries, keys, values, *(one // K for one in values.stride()[:3]), place, out),
         *(H, T, S, M, left, offset, K**-0.5),
         **{"K": K, "WIDE": wide, "ROWS": rows, "BARS": bars, "num_stages": 2},
     )

@@ -213,7 +213,7 @@ def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) ->
     """
     B, H, S, M, _ = queries.shape
     if M == 1 or queries.device.type != "cpu":
-        return _attend_paths(queries, window, own)
+        return attend_at_once(queries, window, own)
     if own is not None and own[0].shape[3] == M:
         found = path_attention(queries, window, own)
         if found is not None:
@@ -224,12 +224,19 @@ def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) ->
     for b, first in product(range(B), range(0, S, paths)):
         part = slice(b, b + 1), slice(None), slice(first, first + paths)
         of_part = None if own is None else (own[0][part], own[1][part])
-        out[part] = _attend_paths(queries[part], (window[0][part[0]], window[1][part[0]]), of_part)
+        out[part] = attend_at_once(queries[part], (window[0][part[0]], window[1][part[0]]), of_part)
     return out
 
 
-def _attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
-    """The same of as many paths as are taken at once."""
+@torch.no_grad()
+def attend_at_once(
+    queries: Tensor, window: KeysValues, own: KeysValues | None, added: Tensor | None = None
+) -> Tensor:
+    """The same of all paths at once, and of any of their own bars.
+
+    `added`, (M, T + L), is added to scores: it says which bars are seen. None: all of the window,
+    and of the path's own those up to each of its M newest.
+    """
     B, H, S, M, K = queries.shape
     keys, values = (one.flatten(0, 1) for one in window)
     T, L = keys.shape[1], 0 if own is None else own[0].shape[3]
@@ -242,10 +249,12 @@ def _attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -
     if own is not None:
         own_keys, own_values = (one.flatten(0, 2) for one in own)
         own_scores = torch.bmm(queries.view(B * H * S, M, K), own_keys.mT)
-        if M > 1:
+        if M > 1 and added is None:
             ahead = own_scores.new_ones(M, L, dtype=torch.bool).triu(L - M + 1)
             own_scores.masked_fill_(ahead, float("-inf"))
         scores.view(B * H * S, M, T + L)[:, :, T:] = own_scores
+    if added is not None:
+        scores.view(B * H * S, M, T + L).add_(added)
     weights = scores.softmax(dim=-1)
     y = torch.bmm(weights[:, :, :T], values)
     if own is not None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from darts_kronos.nn.fused_step import Draw, FusedStep, Work
 from darts_kronos.nn.graphs import played, uniforms
-from darts_kronos.nn.layers import Cache, KeysValues, LayerCache
+from darts_kronos.nn.layers import Cache, KeysValues, LayerCache, attend_at_once
 from darts_kronos.nn.rotary import Rotary
 from darts_kronos.nn.rows import SPOILT
 
@@ -74,11 +74,9 @@ class SteadyLayer(LayerCache):
         Data type in which keys and values are kept.
     place
         Where the paths are.
-    drops
-        Whether bars of the window are to be hidden as well.
     """
 
-    __slots__ = ("drops", "place")
+    __slots__ = ("place",)
 
     def __init__(
         self,
@@ -87,12 +85,11 @@ class SteadyLayer(LayerCache):
         capacity: int,
         dtype: torch.dtype,
         place: Place,
-        drops: bool,
     ):
         keys, values = (one.to(dtype) for one in prefix)
         super().__init__(prefix=(keys, values))
         B, H, _, K = keys.shape
-        self.place, self.drops = place, drops
+        self.place = place
         # What is hidden is multiplied by 0 all the same.
         self.path_keys = keys.new_zeros(B, H, num_samples, capacity, K)
         self.path_values = torch.zeros_like(self.path_keys)
@@ -105,23 +102,10 @@ class SteadyLayer(LayerCache):
 
     def attend(self, queries: Tensor) -> Tensor:
         """Attention, (B, H, S, 1, K), of the newest bars' queries of the same shape."""
-        B, H, S, _, K = queries.shape
-        T, L, hidden = self.prefix[0].shape[2], self.place.looked_at, self.place.hidden
+        L = self.place.looked_at
         assert self.path_keys is not None and self.path_values is not None
-        keys, values = (one.flatten(0, 1) for one in self.prefix)
-        own_keys = self.path_keys[:, :, :, :L].flatten(0, 2)
-        own_values = self.path_values[:, :, :, :L].flatten(0, 2)
-        queries = (queries * K**-0.5).to(keys.dtype).contiguous().view(B * H, S, K)
-        scores = queries.new_empty(B * H, S, T + L)
-        torch.bmm(queries, keys.mT, out=scores[:, :, :T])
-        if self.drops:
-            scores[:, :, :T] += hidden[:T]
-        own_scores = torch.bmm(queries.view(B * H * S, 1, K), own_keys.mT)
-        torch.add(own_scores.view(B * H, S, L), hidden[T:], out=scores[:, :, T:])
-        weights = scores.softmax(dim=-1)
-        own_weights = weights.view(B * H * S, 1, T + L)[:, :, T:]
-        y = torch.bmm(weights[:, :, :T], values).view(B * H * S, 1, K)
-        return y.baddbmm_(own_weights, own_values).view(B, H, S, 1, K)
+        own = self.path_keys[:, :, :, :L], self.path_values[:, :, :, :L]
+        return attend_at_once(queries, self.prefix, own, self.place.hidden.unsqueeze(0))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,9 +151,7 @@ class ModuleStep:
         self.place = Place(at, 0, torch.empty(0, dtype=dtype, device=at.device))
         self.cache = SteadyCache(T, capacity, cache.rotary, place=self.place)
         for layer in cache.layers:
-            self.cache.layers.append(
-                SteadyLayer(layer.prefix, S, capacity, dtype, self.place, self.drops)
-            )
+            self.cache.layers.append(SteadyLayer(layer.prefix, S, capacity, dtype, self.place))
 
     @staticmethod
     def _aligned(T: int, bars: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from darts_kronos.nn.fused_rereading import FusedReread
 from darts_kronos.nn.fused_step import Draw, Work
 from darts_kronos.nn.graphs import FEWEST_STEPS, played, uniforms
+from darts_kronos.nn.layers import attend_at_once
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.recorded_paths import by_kernels
 from darts_kronos.nn.rereading import Heads, Read, Rereader, States
@@ -189,23 +190,14 @@ def _attend(of_window: Heads, of_paths: Heads, hidden: Tensor) -> Tensor:
     """
     dtype = hidden.dtype
     queries, keys, values = (one.to(dtype) for one in of_window)
-    own_queries, own_keys, own_values = (one.to(dtype).flatten(0, 2) for one in of_paths)
+    own_queries, own_keys, own_values = (one.to(dtype) for one in of_paths)
     B, H, T, K = queries.shape
-    S, M = of_paths[0].shape[2:4]
+    S, M = own_queries.shape[2:4]
     out = queries.new_empty(B, T + S * M, H, K)
     if T > 0:
         mask = hidden[:T, :T].contiguous()
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         out[:, :T] = found.transpose(1, 2)
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    own_queries = own_queries * K**-0.5
-    # All scores lie in one buffer, which one softmax reads.
-    scores = own_queries.new_empty(B * H, S * M, T + M)
-    torch.bmm(own_queries.view(B * H, S * M, K), keys.mT, out=scores[:, :, :T])
-    own_scores = scores.view(B * H * S, M, T + M)
-    own_scores[:, :, T:] = torch.bmm(own_queries, own_keys.mT)
-    weights = own_scores.add_(hidden[T:]).softmax(dim=-1)
-    y = torch.bmm(weights.view_as(scores)[:, :, :T], values).view(B * H * S, M, K)
-    y = y.baddbmm_(weights[:, :, T:], own_values).view(B, H, S * M, K)
-    out[:, T:] = y.transpose(1, 2)
+    paths = attend_at_once(own_queries, (keys, values), (own_keys, own_values), hidden[T:])
+    out[:, T:] = paths.flatten(2, 3).transpose(1, 2)
     return out.flatten(-2)

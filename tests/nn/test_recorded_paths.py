@@ -5,13 +5,13 @@ GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_
 """
 
 import copy
-import os
 import threading
 from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
+from gpu import DEVICE, OutOfResources, by_triton, needs_gpu, triton_kernels
 
 from darts_kronos import generation
 from darts_kronos.finetuning import add_lora
@@ -23,24 +23,6 @@ from darts_kronos.nn.recorded_paths import ModuleStep, RecordedPaths
 from darts_kronos.nn.rotary import rotary_table, rotate
 
 KNOWN, NEW = 20, 9
-
-HAS_GPU = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if HAS_GPU and not INTERPRETED else "cpu")
-
-needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
-by_triton = pytest.mark.skipif(
-    DEVICE.type != "cuda" and not INTERPRETED, reason="needs a GPU, or Triton's interpreter"
-)
-
-
-def triton_kernels(monkeypatch):
-    """The kernels of paths, in place of those that the device would have."""
-    pytest.importorskip("triton")
-    from darts_kronos.nn import gpu_kernels
-
-    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: gpu_kernels)
-    return gpu_kernels
 
 
 @pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
@@ -206,9 +188,6 @@ def test_spoilt_weights_are_named(predictor, step, spoilt, value, sampling, monk
 
 
 def test_where_triton_fails_the_networks_layers_draw(predictor, monkeypatch, caplog):
-    class OutOfResources(Exception):
-        __module__ = "triton.runtime.errors"
-
     def refuse(*_):
         raise OutOfResources("shared memory")
 

@@ -4,13 +4,13 @@ The steps run anywhere, if not recorded; those by Triton's kernels where it is i
 is a GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_rereading.py``.
 """
 
-import os
 from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from gpu import DEVICE, INTERPRETED, OutOfResources, by_triton, triton_kernels
 
 from darts_kronos import generation
 from darts_kronos.finetuning import add_lora
@@ -21,11 +21,6 @@ from darts_kronos.nn.kernels import packed
 from darts_kronos.nn.recorded_rereading import ModuleReread, RecordedRereads, bars_of_stretch
 from darts_kronos.nn.rereading import Rereader
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
-by_triton = pytest.mark.skipif(
-    DEVICE.type != "cuda" and not INTERPRETED, reason="needs a GPU, or Triton's interpreter"
-)
 T, N = 7, 17
 
 
@@ -37,14 +32,11 @@ def predictor():
 @pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
 def step(request, monkeypatch):
     """The class of the step that is made."""
-    if request.param == "module":
-        monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
-        return ModuleReread
-    pytest.importorskip("triton")
-    from darts_kronos.nn import gpu_kernels
-
-    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: gpu_kernels)
-    return FusedReread
+    if request.param == "fused":
+        triton_kernels(monkeypatch)
+        return FusedReread
+    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
+    return ModuleReread
 
 
 def tokens_of(windows, paths):
@@ -131,11 +123,22 @@ def test_adapters_doubles_and_contexts_of_one_bar(predictor, kind, monkeypatch):
         assert torch.equal(recorded.write(), expected)
 
 
+@pytest.mark.parametrize(
+    "half",
+    [
+        torch.float16,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(INTERPRETED, reason="not multiplied by the interpreter"),
+        ),
+    ],
+    ids=str,
+)
 @torch.inference_mode()
-def test_products_in_half_the_bytes(predictor, step):
+def test_products_in_half_the_bytes(predictor, step, half):
     (s1, s2), tokens, stamps, _ = tokens_of(2, 3)
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, half):
         with predictor.folded(dtype), packed(predictor, dtype, 0):
             recorded = RecordedRereads(
                 *(Rereader(predictor, s1, s2, stamps, 3, N), *tokens, N - 1),
@@ -202,9 +205,6 @@ def test_spoilt_weights_are_named(predictor, step, value):
 
 @pytest.mark.parametrize("after", [0, pytest.param(8, marks=by_triton)])
 def test_where_triton_fails_the_networks_layers_read(predictor, after, monkeypatch, caplog):
-    class OutOfResources(Exception):
-        __module__ = "triton.runtime.errors"
-
     kernels = SimpleNamespace()
     if after > 0:
         gpu_kernels = pytest.importorskip("darts_kronos.nn.gpu_kernels")
