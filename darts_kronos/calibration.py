@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from darts import TimeSeries
 from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
 from tqdm.auto import tqdm
 
-from darts_kronos.nn.config import is_number
 from darts_kronos.parameters import check_sampling, plain, require_int
 from darts_kronos.window_scores import (
     INTERVALS,
@@ -38,7 +36,6 @@ def calibrate(
     temperatures: Sequence[float] = TEMPERATURES,
     top_ps: Sequence[float | None] = TOP_PS,
     antithetics: Sequence[bool] = (),
-    within_errors: float = 0.0,
     component: str | None = None,
     num_samples: int = 100,
     stride: int | None = None,
@@ -60,10 +57,6 @@ def calibrate(
     temperatures, top_ps, antithetics
         What is tried, beside what the model has. ``antithetics=(False, True)`` asks whether the
         model knows anything of the direction of prices; by default that stays as it is.
-    within_errors
-        By 0 the setting of the least CRPS is chosen. Above, of those whose CRPS is greater by no
-        more than so many standard errors of the difference, the one whose intervals hold nearest to
-        what they should: the CRPS of settings that lie close is mostly chance, and coverage less.
     component
         The component whose forecasts are measured; None: the close, else the first.
     num_samples
@@ -116,8 +109,6 @@ def calibrate(
     places = [measured_component(one, component) for one in series]
     require_int("num_samples", num_samples, 2)
     require_int("stride", stride, 1, or_none=True)
-    if not is_number(within_errors) or not 0 <= within_errors < float("inf"):
-        raise ValueError(f"`within_errors` must be a number >= 0, got {within_errors!r}.")
 
     before = {name: model.sampling[name] for name in wanted}
     tried = {name: list(dict.fromkeys([before[name], *values])) for name, values in wanted.items()}
@@ -140,10 +131,10 @@ def calibrate(
     try:
         for setting in together:
             measure(setting)
-        best = _best(rows, within_errors)
+        best = min(rows, key=lambda row: row["CRPS"])
         for top_p in tried["top_p"][1:]:
             measure({name: best[name] for name in before} | {"top_p": top_p})
-        best = _best(rows, within_errors)
+        best = min(rows, key=lambda row: row["CRPS"])
         chosen = {name: best[name] for name in before}
     finally:
         progress.close()
@@ -157,30 +148,6 @@ def calibrate(
     report["before"] = np.arange(len(rows)) == 0
     report["chosen"] = [row is best for row in rows]
     return report
-
-
-def _best(rows: Sequence[dict[str, Any]], within_errors: float) -> dict[str, Any]:
-    """The setting to choose, as ``calibrate`` says."""
-    least = min(rows, key=lambda row: row["CRPS"])
-    if within_errors == 0:
-        return least
-    near = [least]
-    for row in rows:
-        worse = row["losses"] - least["losses"]
-        # One window tells no error.
-        if len(worse) > 1 and worse.mean() <= within_errors * scipy.stats.sem(worse):
-            near.append(row)
-    return min(near, key=_off)
-
-
-def _off(row: dict[str, Any]) -> float:
-    """How far shares of values inside the intervals are from what they should be, together.
-
-    Each in units of its chance error, but for the number of values: that of 50% is the larger.
-    """
-    shares = {name: high - low for name, (low, high) in INTERVALS.items()}
-    off = (abs(row[name] - p) / (p * (1 - p)) ** 0.5 for name, p in shares.items())
-    return float(sum(off))
 
 
 def _scores(

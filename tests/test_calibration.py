@@ -43,43 +43,6 @@ def test_the_setting_with_the_least_crps_is_kept(fitted, series, tmp_path):
     assert loaded.sampling == fitted.sampling
 
 
-def rows(*settings):
-    """Settings that were tried, each by losses and both coverages."""
-    return [
-        {
-            "losses": np.array(losses),
-            "CRPS": np.mean(losses),
-            "coverage 50": half,
-            "coverage 90": most,
-        }
-        for losses, half, most in settings
-    ]
-
-
-def test_of_settings_within_an_error_the_best_covered_is_taken():
-    # Half a standard error worse; three; as good in the mean, but for the last digit.
-    tried = rows(
-        ([1.0, 1.0, 1.0, 1.0], 0.3, 0.7),
-        ([0.9, 1.1, 1.0, 1.05], 0.45, 0.86),
-        ([1.1, 1.11, 1.09, 1.1], 0.5, 0.9),
-        ([0.9, 1.1, 1.1, 0.9001], 0.4, 0.8),
-    )
-    assert calibration._best(tried, 0) is tried[0]
-    assert calibration._best(tried, 0.1) is tried[3]
-    assert calibration._best(tried, 1) is tried[1]
-    assert calibration._best(tried, 100) is tried[2]
-    # One window tells no error.
-    assert calibration._best(rows(([2.0], 0.5, 0.9), ([1.0], 0.1, 0.1)), 9)["CRPS"] == 1
-
-
-def test_a_setting_within_an_error_is_kept(fitted, series):
-    options = {"temperatures": [0.5, 1.5], "top_ps": [None, 0.9], "stride": 2, "verbose": False}
-    report = fitted.calibrate(series[120:], within_errors=1000, **options)
-    off = (report["coverage 50"] - 0.5).abs() / 0.5 + (report["coverage 90"] - 0.9).abs() / 0.3
-    assert report["chosen"].idxmax() == off.idxmin()
-    assert fitted.sampling["temperature"] == report.loc[off.idxmin(), "temperature"]
-
-
 def test_a_higher_temperature_covers_more(series):
     model = tiny_model(n_epochs=8, n_epochs_tokenizer=20).fit(series[:120])
     report = model.calibrate(
@@ -146,7 +109,6 @@ def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, s
         ({"component": "bid"}, "no component 'bid'; there are open, high"),
         ({"stride": 0}, "`stride` must be an integer >= 1 or None"),
         ({"num_samples": 1}, "`num_samples` must be an integer >= 2"),
-        ({"within_errors": -1}, "`within_errors` must be a number >= 0"),
         ({"val_series": candles(29)}, "has 29 bars, at least 30 are needed"),
     ],
 )
