@@ -29,3 +29,17 @@ def triton_kernels(monkeypatch):
 
     monkeypatch.setattr(fused_step, "gpu_kernels", lambda: gpu_kernels)
     return gpu_kernels
+
+
+def step_fixture(module, fused):
+    """A fixture of the class of the step that is made: of the network's layers, or of kernels."""
+
+    @pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
+    def step(request, monkeypatch):
+        if request.param == "fused":
+            triton_kernels(monkeypatch)
+            return fused
+        monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
+        return module
+
+    return step

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darts_kronos.nn.fused_step import FusedLayers, Work
+from darts_kronos.nn.layers import hiding
 from darts_kronos.nn.rereading import Read, Rereader, States
 from darts_kronos.nn.rotary import rotate
 
@@ -54,13 +55,15 @@ class FusedReread(FusedLayers):
         bars = torch.arange(T + M, device=device)
         positions = torch.cat((bars[:T], bars[T:].repeat(S)))
         self.rotary = reader.rotary[0][positions], reader.rotary[1][positions]
-        # The row of a path's bar of number 0, read or not: that of number `at` is so many further.
-        self.rows = T - read.own.start + M * torch.arange(S, device=device)
+        # From the number of a path's bar to where it stands, and of it to its row.
+        self.offset = read.own.start - T
+        self.rows = M * torch.arange(S, device=device) - self.offset
         self.bars = bars
 
     def __call__(self) -> None:
         """Read the newest bar of each path, and its window again, and write the next bar."""
-        kernels, reader, read, at = self.kernels, self.reader, self.read, self.work.at
+        kernels, reader, at = self.kernels, self.reader, self.work.at
+        left, offset = self.read.left, self.offset
         (B, R, D), (T, S, M), rows = self.x.shape, self.sizes, self.rows + at
         H, K = self.heads.shape[2], self.heads.shape[4]
         new, row = self.embed()
@@ -69,7 +72,6 @@ class FusedReread(FusedLayers):
 
         x = self.x.view(B * R, D).clone()
         queries, keys, values = self.heads
-        left, offset = read.left, read.own.start - T
         for i, (qkv, *_) in enumerate(self.blocks):
             if i > 0:
                 heads = F.linear(row, *qkv).view(B, R, 3, H, K).permute(2, 0, 3, 1, 4)
@@ -82,8 +84,8 @@ class FusedReread(FusedLayers):
         last = states.newest.to(row.dtype).view(B * S, D)
         s1 = self.drawn(F.linear(last, *self.s1_head), 0).view(B, S)
         seen = (self.bars >= at - left) & (self.bars <= at - offset)
-        hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, float("-inf"))
-        self.drawn(reader.s2_logits(states, s1, hidden).view(B * S, -1), 1)
+        logits = reader.s2_logits(states, s1, hiding(seen, x.dtype))
+        self.drawn(logits.view(B * S, -1), 1)
         at += 1
 
     def _first_heads(self, row: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from darts_kronos.nn.kernel_modules import OF_GPU, gpu_kernels
 from darts_kronos.nn.kernels import Linear, gated
 from darts_kronos.nn.layers import NORM_EPS, Cache
+from darts_kronos.nn.rows import SPOILT
 
 if TYPE_CHECKING:
     from darts_kronos.nn.predictor import KronosPredictor
@@ -75,6 +76,20 @@ class Work:
         s2 = self.draw(logits, given[1])
         drawn = torch.stack((marked(s1, s1_logits), marked(s2, logits)))
         self.tokens.index_copy_(3, self.at, drawn.unsqueeze(3))
+
+    def written(self) -> Tensor:
+        """The tokens, now that all are written.
+
+        This waits for the graphs: what they work on must not be given away before.
+
+        Raises
+        ------
+        ValueError
+            If logits were NaN or infinite.
+        """
+        if bool((self.tokens < 0).any()):
+            raise ValueError(SPOILT)
+        return self.tokens
 
     def kernels(self) -> ModuleType | None:
         """Triton's kernels, if there are any for the network's layers."""

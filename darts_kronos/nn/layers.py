@@ -194,6 +194,11 @@ class Cache:
             layer.dropped = max(0, self.prefix_length + layer.length + 1 - most)
 
 
+def hiding(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores so that only what is `seen` counts: 0, or minus infinity."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
 @torch.no_grad()
 def attend_paths(queries: Tensor, window: KeysValues, own: KeysValues | None) -> Tensor:
     """Attention of M new bars of each of several paths.

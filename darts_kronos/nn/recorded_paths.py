@@ -21,9 +21,8 @@ from torch import Tensor
 
 from darts_kronos.nn.fused_step import Draw, FusedStep, Work
 from darts_kronos.nn.graphs import played, uniforms
-from darts_kronos.nn.layers import Cache, KeysValues, LayerCache, attend_at_once
+from darts_kronos.nn.layers import Cache, KeysValues, LayerCache, attend_at_once, hiding
 from darts_kronos.nn.rotary import Rotary
-from darts_kronos.nn.rows import SPOILT
 
 if TYPE_CHECKING:
     from darts_kronos.nn.predictor import KronosPredictor
@@ -165,11 +164,10 @@ class ModuleStep:
         """Read the newest bar of each path, and write the next."""
         predictor, at, T = self.work.predictor, self.place.at, self.cache.prefix_length
         positions, now = self.positions[: T + self.place.looked_at], at + T
-        hidden_bars = positions > now
+        seen = positions <= now
         if self.drops:
-            hidden_bars |= positions <= now - self.most
-        scores = torch.zeros_like(positions, dtype=self.place.hidden.dtype)
-        self.place.hidden = scores.masked_fill_(hidden_bars, float("-inf"))
+            seen &= positions > now - self.most
+        self.place.hidden = hiding(seen, self.work.dtype)
         stamps = None if self.stamps is None else self.stamps.index_select(1, at)
         s1, s2 = self.work.tokens.index_select(3, at).clamp_(min=0)
         hidden = predictor.extend(s1, s2, stamps, self.cache)
@@ -202,7 +200,7 @@ class RecordedPaths:
     Parameters
     ----------
     predictor
-        The network, folded and packed, without gradients.
+        As in ``Work``.
     cache
         The windows, which are read only, with the newest bars' rotations.
     stamps
@@ -213,12 +211,8 @@ class RecordedPaths:
         Bars to write, at least 2, of which the last is not read.
     most
         Bars that a bar sees at most, itself included; not less than those of a window.
-    dtype
-        Data type of the products, in which keys and values are kept.
-    draw
-        Draws tokens.
-    temperature
-        What it divides logits by, if it does nothing else; else None.
+    dtype, draw, temperature
+        As in ``Work``.
     """
 
     def __init__(
@@ -234,21 +228,24 @@ class RecordedPaths:
         draw: Draw,
         temperature: float | None,
     ):
-        self.predictor, self.windows, self.draw = predictor, cache, draw
-        self.of_step = stamps, cache, most
-        device = cache.rotary[0].device
-        B = len(cache.layers[0].prefix[0])
-        self.at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.tokens = self.at.new_zeros(2, B, num_samples, n)
-        self.given = torch.empty(n, 2, B * num_samples, device=device)
+        self.windows, self.of_step = cache, (stamps, cache, most)
+        B, device = len(cache.layers[0].prefix[0]), cache.rotary[0].device
+        at = torch.zeros(1, dtype=torch.int64, device=device)
+        tokens = at.new_zeros(2, B, num_samples, n)
+        given = torch.empty(n, 2, B * num_samples, device=device)
+        self.work = Work(predictor, dtype, draw, temperature, tokens, given, at)
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self.work = Work(predictor, dtype, draw, temperature, self.tokens, self.given, self.at)
         kernels = self.work.kernels()
         self.step: FusedStep | ModuleStep = (
             ModuleStep(self.work, *self.of_step)
             if kernels is None
             else FusedStep(kernels, self.work, *self.of_step)
         )
+
+    @property
+    def tokens(self) -> Tensor:
+        """Of the new bars, (2, B, S, n)."""
+        return self.work.tokens
 
     def write(self, hidden: Tensor) -> Tensor:
         """Draw the new bars' tokens, (2, B, S, n), after windows whose newest states are (B, 1, D).
@@ -269,22 +266,19 @@ class RecordedPaths:
 
     def _write(self, hidden: Tensor) -> Tensor:
         """The same by the step that there is."""
-        _, B, S, _ = self.tokens.shape
-        hidden, windows = hidden.expand(-1, S, -1), self.windows.restart()
-        self.given.copy_(uniforms(tuple(self.given.shape), self.given.device))
-        given = self.given[0].view(2, B, S, 1)
-        s1 = self.draw(self.predictor.s1_logits(hidden), given[0])
-        s2 = self.draw(self.predictor.s2_logits(hidden, s1, windows), given[1])
-        self.tokens[..., 0] = torch.stack((s1, s2))
-        self.at.zero_()
+        work, windows = self.work, self.windows.restart()
+        hidden = hidden.expand(-1, self.tokens.shape[2], -1)
+        work.given.copy_(uniforms(tuple(work.given.shape), work.given.device))
+        work.at.zero_()
+        work.write_drawn(
+            work.predictor.s1_logits(hidden),
+            lambda s1: work.predictor.s2_logits(hidden, s1, windows),
+        )
         start = 0
-        with torch.cuda.device_of(self.at):
+        with torch.cuda.device_of(work.at):
             for end in self.step.stretches:
                 self.step.look_at(end)
                 graph = self.graphs.get(end)
-                self.graphs[end] = played(self.step, end - start, self.at.device, graph)
+                self.graphs[end] = played(self.step, end - start, work.at.device, graph)
                 start = end
-            # This waits for the graphs: what they work on must not be given away before.
-            if bool((self.tokens < 0).any()):
-                raise ValueError(SPOILT)
-        return self.tokens
+            return work.written()

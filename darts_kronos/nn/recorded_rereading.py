@@ -20,11 +20,10 @@ from torch import Tensor
 from darts_kronos.nn.fused_rereading import FusedReread
 from darts_kronos.nn.fused_step import Draw, Work
 from darts_kronos.nn.graphs import FEWEST_STEPS, played, uniforms
-from darts_kronos.nn.layers import attend_at_once
+from darts_kronos.nn.layers import attend_at_once, hiding
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.recorded_paths import by_kernels
-from darts_kronos.nn.rereading import Heads, Read, Rereader, States
-from darts_kronos.nn.rows import SPOILT
+from darts_kronos.nn.rereading import Heads, Read, Rereader, States, joined
 
 MULTIPLICATIONS = 3 * 10**11
 """Multiplications that a GPU makes in the time that it takes to record a step anew."""
@@ -106,10 +105,7 @@ class RecordedRereads:
             self._write()
 
         by_kernels(self._write, by_layers)
-        # This waits for the graphs: what they work on must not be given away before.
-        if bool((self.work.tokens < 0).any()):
-            raise ValueError(SPOILT)
-        return self.work.tokens
+        return self.work.written()
 
     def _write(self) -> None:
         """The same by the step that there is."""
@@ -180,7 +176,7 @@ class ModuleReread:
         bars, left_by = self.bars, self.work.at - self.read.left
         seen = bars <= bars.unsqueeze(1)
         seen &= (bars >= left_by) | (bars == bars.unsqueeze(1))
-        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+        return hiding(seen, torch.float32)
 
 
 def _attend(of_window: Heads, of_paths: Heads, hidden: Tensor) -> Tensor:
@@ -190,14 +186,9 @@ def _attend(of_window: Heads, of_paths: Heads, hidden: Tensor) -> Tensor:
     """
     dtype = hidden.dtype
     queries, keys, values = (one.to(dtype) for one in of_window)
-    own_queries, own_keys, own_values = (one.to(dtype) for one in of_paths)
-    B, H, T, K = queries.shape
-    S, M = own_queries.shape[2:4]
-    out = queries.new_empty(B, T + S * M, H, K)
+    own_queries, *own = (one.to(dtype) for one in of_paths)
+    T, window = queries.shape[2], queries
     if T > 0:
         mask = hidden[:T, :T].contiguous()
-        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        out[:, :T] = found.transpose(1, 2)
-    paths = attend_at_once(own_queries, (keys, values), (own_keys, own_values), hidden[T:])
-    out[:, T:] = paths.flatten(2, 3).transpose(1, 2)
-    return out.flatten(-2)
+        window = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return joined(window, attend_at_once(own_queries, (keys, values), (own[0], own[1]), hidden[T:]))

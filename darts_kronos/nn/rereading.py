@@ -203,14 +203,19 @@ def _rotated(heads: Tensor, rotary: Rotary) -> Heads:
 
 
 def _attend(of_window: Heads, of_paths: Heads) -> Tensor:
-    """Attention, (B, R, D), of windows, each (B, H, T, K), and their paths, (B, H, S, M, K)."""
-    queries, keys, values = of_window
-    own_queries, own_keys, own_values = of_paths
-    B, H, T, K = queries.shape
-    S, M = own_queries.shape[2:4]
-    out = queries.new_empty(B, T + S * M, H, K)
-    out[:, :T] = causal_attention(queries, keys, values).transpose(1, 2)
-    if M > 0:
-        paths = attend_paths(own_queries, (keys, values), (own_keys, own_values))
-        out[:, T:] = paths.movedim(1, -2).flatten(1, 2)
+    """Attention, as ``Attend``, of each bar over itself and all bars before it."""
+    own_queries, *own = of_paths
+    window = causal_attention(*of_window)
+    if own_queries.shape[3] == 0:
+        return joined(window, own_queries)
+    return joined(window, attend_paths(own_queries, of_window[1:], (own[0], own[1])))
+
+
+def joined(window: Tensor, paths: Tensor) -> Tensor:
+    """Rows (B, R, D) of what windows, (B, H, T, K), and their paths found, (B, H, S, M, K)."""
+    B, H, T, K = window.shape
+    S, M = paths.shape[2:4]
+    out = window.new_empty(B, T + S * M, H, K)
+    out[:, :T] = window.transpose(1, 2)
+    out[:, T:] = paths.movedim(1, -2).flatten(1, 2)
     return out.flatten(-2)

@@ -6,12 +6,13 @@ GPU, or on CPUs as ``TRITON_INTERPRET=1 python -m pytest tests/nn/test_recorded_
 
 import copy
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
-from gpu import DEVICE, OutOfResources, by_triton, needs_gpu, triton_kernels
+from gpu import DEVICE, OutOfResources, by_triton, needs_gpu, step_fixture, triton_kernels
 
 from darts_kronos import generation
 from darts_kronos.finetuning import add_lora
@@ -25,14 +26,7 @@ from darts_kronos.nn.rotary import rotary_table, rotate
 KNOWN, NEW = 20, 9
 
 
-@pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
-def step(request, monkeypatch):
-    """The class of the step that is made."""
-    if request.param == "fused":
-        triton_kernels(monkeypatch)
-        return FusedStep
-    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
-    return ModuleStep
+step = step_fixture(ModuleStep, FusedStep)
 
 
 @pytest.fixture
@@ -179,8 +173,17 @@ def test_spoilt_weights_are_named(predictor, step, spoilt, value, sampling, monk
         # One that is read after the first bar was drawn; what is drawn of it is not looked at.
         drawn = recorded.write(made.hidden)[0, 0, 0, 0]
         if spoilt == "head":
-            monkeypatch.setattr(recorded, "draw", lambda logits, given: logits.argmax(dim=-1))
-            predictor.s2_head.weight[3] = value
+            calls = []
+
+            def draw(logits, given):
+                # The first bar, which no step writes, is drawn of numbers.
+                drawn = sampling.draw(logits, given)
+                calls.append(1)
+                if len(calls) == 2:
+                    predictor.s2_head.weight[3] = value
+                return drawn
+
+            recorded.work = replace(recorded.work, draw=draw)
         else:
             predictor.tokens.folded[0][drawn] = value
         with pytest.raises(ValueError, match="spoilt"):

@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from gpu import DEVICE, INTERPRETED, OutOfResources, by_triton, triton_kernels
+from gpu import DEVICE, INTERPRETED, OutOfResources, by_triton, step_fixture
 
 from darts_kronos import generation
 from darts_kronos.finetuning import add_lora
@@ -29,14 +29,7 @@ def predictor():
     return reference.predictors(0)[1].eval().to(DEVICE)
 
 
-@pytest.fixture(params=["module", pytest.param("fused", marks=by_triton)])
-def step(request, monkeypatch):
-    """The class of the step that is made."""
-    if request.param == "fused":
-        triton_kernels(monkeypatch)
-        return FusedReread
-    monkeypatch.setattr(fused_step, "gpu_kernels", lambda: None)
-    return ModuleReread
+step = step_fixture(ModuleReread, FusedReread)
 
 
 def tokens_of(windows, paths):
