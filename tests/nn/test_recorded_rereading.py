@@ -196,7 +196,7 @@ def test_spoilt_weights_are_named(predictor, step, value):
             recorded.write()
 
 
-# On a GPU, which makes each step of a stretch twice at most: as the second stretch begins, and while
+# On a GPU, which makes each step of a stretch twice at most: as the second stretch begins, and as
 # its step is recorded.
 @pytest.mark.parametrize("after", [0, *(pytest.param(n, marks=by_triton) for n in (2, 3))])
 def test_where_triton_fails_the_networks_layers_read(predictor, after, monkeypatch, caplog):
