@@ -22,6 +22,7 @@ from darts_kronos.nn.recorded_paths import RecordedPaths
 from darts_kronos.nn.recorded_rereading import RecordedRereads
 from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.rows import SPOILT
+from darts_kronos.nn.strata import stratified
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
@@ -395,14 +396,17 @@ class _Window:
             done = self.room
             s1[:, :, :done], s2[:, :, :done] = written
         hidden = self.hidden.expand(-1, num_samples, -1)
+        numbers = self._numbers(self.room - done, num_samples)
         for i in range(done, self.room):
+            for_s1, for_s2 = numbers[i - done]
             if i > 0:
                 last, at = slice(i - 1, i), self.length + i - 1
                 stamps = self._stamps(at, at + 1)
                 cache.keep(self.max_context)
                 hidden = self.predictor.extend(s1[:, :, last], s2[:, :, last], stamps, cache)
-            s1[:, :, i] = sampling.draw(self.predictor.s1_logits(hidden))
-            s2[:, :, i] = sampling.draw(self.predictor.s2_logits(hidden, s1[:, :, i], cache))
+            s1[:, :, i] = sampling.draw(self.predictor.s1_logits(hidden), for_s1)
+            s2_logits = self.predictor.s2_logits(hidden, s1[:, :, i], cache)
+            s2[:, :, i] = sampling.draw(s2_logits, for_s2)
         del cache
         if self.room < self.n:
             self._draw_sliding(s1, s2, sampling)
@@ -459,10 +463,16 @@ class _Window:
             )
             s1[:], s2[:] = recorded.write()
             return
-        for i in range(self.room, self.n):
+        numbers = self._numbers(self.n - self.room, s1.shape[1])
+        for i, (for_s1, for_s2) in zip(range(self.room, self.n), numbers, strict=True):
             states = reader.read(s1[:, :, :i], s2[:, :, :i], i - self.room)
-            s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest))
-            s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]))
+            s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest), for_s1)
+            s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]), for_s2)
+
+    def _numbers(self, bars: int, num_samples: int) -> Tensor:
+        """What draws both tokens of new bars, (bars, 2, B, S, 1)."""
+        B, device = len(self.s1), self.s1.device
+        return stratified(bars, B, num_samples, device).view(bars, 2, B, num_samples, 1)
 
     def _records(self, steps: int) -> bool:
         """Whether so many steps are such as a GPU can record."""

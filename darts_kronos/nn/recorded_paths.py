@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from darts_kronos.nn.fused_step import Draw, FusedStep, Work
-from darts_kronos.nn.graphs import played, uniforms
+from darts_kronos.nn.graphs import played
 from darts_kronos.nn.layers import Cache, KeysValues, LayerCache, attend_at_once, hiding
 from darts_kronos.nn.rotary import Rotary
+from darts_kronos.nn.strata import stratified
 
 if TYPE_CHECKING:
     from darts_kronos.nn.predictor import KronosPredictor
@@ -268,7 +269,8 @@ class RecordedPaths:
         """The same by the step that there is."""
         work, windows = self.work, self.windows.restart()
         hidden = hidden.expand(-1, self.tokens.shape[2], -1)
-        work.given.copy_(uniforms(tuple(work.given.shape), work.given.device))
+        _, B, S, n = work.tokens.shape
+        work.given.copy_(stratified(n, B, S, work.given.device))
         work.at.zero_()
         work.write_drawn(
             work.predictor.s1_logits(hidden),

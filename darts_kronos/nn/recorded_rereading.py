@@ -19,11 +19,12 @@ from torch import Tensor
 
 from darts_kronos.nn.fused_rereading import FusedReread
 from darts_kronos.nn.fused_step import Draw, Work
-from darts_kronos.nn.graphs import FEWEST_STEPS, played, uniforms
+from darts_kronos.nn.graphs import FEWEST_STEPS, played
 from darts_kronos.nn.layers import attend_at_once, hiding
 from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.recorded_paths import by_kernels
 from darts_kronos.nn.rereading import Heads, Read, Rereader, States, joined
+from darts_kronos.nn.strata import stratified
 
 MULTIPLICATIONS = 3 * 10**11
 """Multiplications that a GPU makes in the time that it takes to record a step anew."""
@@ -81,7 +82,7 @@ class RecordedRereads:
         reader.add(s1[:, :, :known], s2[:, :, :known])
         tokens, device = torch.stack((s1, s2)), s1.device
         _, B, S, n = tokens.shape
-        at, given = torch.full((1,), known - 1, device=device), uniforms((n, 2, B * S), device)
+        at, given = torch.full((1,), known - 1, device=device), stratified(n, B, S, device)
         self.work = Work(reader.predictor, dtype, draw, temperature, tokens, given, at)
         kernels = self.work.kernels()
         self.step: FusedReread | ModuleReread = (

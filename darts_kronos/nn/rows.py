@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darts_kronos.nn.kernel_modules import row_kernels
+from darts_kronos.nn.strata import stratified
 
 if TYPE_CHECKING:
     from darts_kronos.nn.layers import Cache
@@ -136,7 +137,7 @@ class RowPredictor(_Weights):
         sampling: tuple[float, int, float],
         eps: float,
     ) -> Tensor:
-        """Draw the next `n` bars of each path, by torch's global generator.
+        """Draw the next `n` bars of each path, by numbers that are ``stratified``.
 
         As many threads as torch has each write paths of their own.
 
@@ -185,9 +186,11 @@ class RowPredictor(_Weights):
             (H, windows[-1].shape[1], F),
             eps,
         )
-        greedy = sampling[1] == 1
-        draw = torch.zeros if greedy else torch.rand
-        uniforms = draw(B * num_samples, n, 2, dtype=torch.float32, device="cpu").numpy()
+        if sampling[1] == 1:
+            numbers = torch.zeros(n, 2, B * num_samples, device="cpu")
+        else:
+            numbers = stratified(n, B, num_samples, torch.device("cpu"))
+        uniforms = numbers.permute(2, 0, 1).contiguous().numpy()
         first_states, first_logits = hidden.numpy(), s1_logits.numpy()
 
         def prepare(paths: np.ndarray) -> tuple[Any, ...]:

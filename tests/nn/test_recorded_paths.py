@@ -86,7 +86,7 @@ def assert_drawn_alike(made, step, monkeypatch, most=64, sampling=None, times=1)
         predictor.folded(torch.float32),
         packed(predictor, torch.float32, 0),
     ):
-        monkeypatch.setattr(recorded_paths, "uniforms", lambda *_: made.given)
+        monkeypatch.setattr(recorded_paths, "stratified", lambda *_: made.given)
         recorded = made.recorded(sampling, most)
         assert isinstance(recorded.step, step)
         expected = made.expected(sampling, most)
@@ -168,7 +168,7 @@ def test_spoilt_weights_are_named(predictor, step, spoilt, value, sampling, monk
         predictor.folded(torch.float32),
         packed(predictor, torch.float32, 0),
     ):
-        monkeypatch.setattr(recorded_paths, "uniforms", lambda *_: made.given)
+        monkeypatch.setattr(recorded_paths, "stratified", lambda *_: made.given)
         recorded = made.recorded(sampling, 64)
         # One that is read after the first bar was drawn; what is drawn of it is not looked at.
         drawn = recorded.write(made.hidden)[0, 0, 0, 0]

@@ -69,7 +69,7 @@ def test_they_draw_alike(
     # The window, and with it bars of the paths, leave what is seen.
     (s1, s2), tokens, stamps, given = tokens_of(windows, paths)
     stamps = stamps if stamped else None
-    monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
+    monkeypatch.setattr(recorded_rereading, "stratified", lambda *_: given)
     with predictor.folded(torch.float32), packed(predictor, torch.float32, 0):
         readers = (Rereader(predictor, s1, s2, stamps, paths, N) for _ in range(2))
         expected = read_bar_by_bar(next(readers), tokens, known, sampling.draw, given)
@@ -103,7 +103,7 @@ def test_adapters_doubles_and_contexts_of_one_bar(predictor, kind, monkeypatch):
                 torch.nn.init.normal_(weight, std=0.3)
     else:
         s1, s2, stamps = s1[:, :0], s2[:, :0], stamps[:, T:]
-    monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
+    monkeypatch.setattr(recorded_rereading, "stratified", lambda *_: given)
     monkeypatch.setattr(recorded_rereading, "bars_of_stretch", lambda *_: 5)
     draw = Sampling().draw
     with torch.inference_mode(), predictor.folded(dtype), packed(predictor, dtype, 0):
@@ -215,7 +215,7 @@ def test_where_triton_fails_the_networks_layers_read(predictor, after, monkeypat
     kernels.embed = refuse
     monkeypatch.setattr(recorded_rereading, "bars_of_stretch", lambda *_: 5)
     (s1, s2), tokens, stamps, given = tokens_of(2, 3)
-    monkeypatch.setattr(recorded_rereading, "uniforms", lambda *_: given)
+    monkeypatch.setattr(recorded_rereading, "stratified", lambda *_: given)
     draw = Sampling().draw
     with (
         torch.inference_mode(),
