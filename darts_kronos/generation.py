@@ -231,6 +231,10 @@ def sample_paths(
     are written token by token, with no normalisation in between, then decoded together with the
     context. Both networks run in evaluation mode, whatever mode they are in, and are left in it.
 
+    Each path is drawn as if it were alone. Those of one context, as far as they are drawn together
+    (`path_bytes`), share out the probable tokens of each bar among them; see
+    :func:`~darts_kronos.nn.strata.stratified`.
+
     The predictor sees the last `max_context` bars. Once context and new bars exceed it, the
     window slides: each further bar is computed as if its window were read from the start or, with
     `sliding` "cached", from what was kept of the bars that are still in it.

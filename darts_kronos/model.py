@@ -58,7 +58,10 @@ class KronosModel(AdjustableTorchModel):
     ``fit`` trains in two stages. A tokenizer, a causal autoencoder with binary spherical
     quantization, learns to write each bar as a coarse and a fine token. A decoder-only transformer
     then learns to write the next bar's tokens. A forecast is written token by token and turned
-    back into bars; each sample is one joint path of all components over the whole horizon.
+    back into bars; each sample is one joint path of all components over the whole horizon. Samples
+    of one forecast are stratified: each of them is drawn from the model's distribution, and
+    together they are spread over it more evenly than if they knew nothing of each other, so that
+    means and quantiles of a hundred change less from draw to draw.
 
     Components are matched by name: open, high, low, close, volume and amount, in any order and
     case, any subset of them. Other components and univariate series work too. Calendar stamps
