@@ -306,7 +306,7 @@ def _light_gbm(
         quantiles=QUANTILES,
         random_state=seed,
         verbose=-1,
-        n_jobs=2,
+        n_jobs=1,
         **candidate.config,
     )
     return model.fit(train)
