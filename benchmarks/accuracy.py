@@ -12,9 +12,7 @@ seed; one run on test. See benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import CONFIGS, Candidate, Fitted, views
 from evaluation.measures import POSITIONS, Scores, score
+from evaluation.quiet import quiet
 from evaluation.store import RESULTS, Store
 
 STRIDES = {"val": HORIZON // 2, "test": 4}
@@ -141,9 +140,7 @@ def main() -> None:
     seeds, budget = (1, 1) if arguments.quick else (arguments.seeds, arguments.budget)
     pools = arguments.pools or (["AAPL hourly", "AAPL minute"] if arguments.quick else list(POOLS))
     out = arguments.out or RESULTS / ("quick" if arguments.quick else "full")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
 
     store = Store(out / "parts")
     most_epochs = 6 if arguments.quick else 20

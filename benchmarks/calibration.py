@@ -15,8 +15,6 @@ benchmarks/results/calibration.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from evaluation.baselines import SAMPLES
 from evaluation.data import CONTEXT, HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import Candidate, Fitted
 from evaluation.measures import CLOSE, interval
+from evaluation.quiet import quiet
 from evaluation.store import RESULTS, Store
 
 from darts_kronos import KronosModel
@@ -144,9 +143,7 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=list(POOLS))
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
     store, rows = Store(RESULTS / "calibration"), []
     for name in arguments.pools:
         for seed in range(arguments.seeds):

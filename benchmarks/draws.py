@@ -4,29 +4,29 @@
     python benchmarks/draws.py --pool "EURUSD hourly" --paths 20 100 500
 
 One fit forecasts its pool's validation windows several times. The table has, for each number of
-paths, the mean CRPS of the close over the random walk's, how far that changes from draw to draw
-(standard deviation), and how far some quantities of the close do, in basis points of the last
-close, in the mean over windows: the paths' mean and quantiles at the horizon's first and last step.
+paths, the mean CRPS of the close over the better random walk's, and how far that changes from draw
+to draw (standard deviation); and how far some quantities of the close do, in basis points of the
+last close, in the mean over windows: the paths' mean and quantiles at both ends of the horizon.
 "Independent" are paths whose numbers know nothing of each other, as they were before.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Callable
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import STRIDES
+from accuracy import STRIDES, score_all
+from darts import TimeSeries
 from evaluation import learned
-from evaluation.baselines import BASELINES
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import Candidate, Fitted
-from evaluation.measures import CLOSE, crps
+from evaluation.measures import CLOSE
+from evaluation.quiet import quiet
+from levers import walks
 from torch import Tensor
 
 from darts_kronos.nn.graphs import uniforms
@@ -44,42 +44,32 @@ NUMBERS: dict[str, Callable[..., Tensor]] = {"independent": independent, "strati
 
 
 def drawn(fitted: Fitted, pool: Pool, paths: int, numbers: str) -> list[np.ndarray]:
-    """The close in units of the last one, (W, n, S) for each validation series."""
+    """Paths (W, n, 4, S) of each validation series."""
     with (
         patch.object(learned, "SAMPLES", paths),
         patch("darts_kronos.nn.rows.stratified", NUMBERS[numbers]),
     ):
-        found = fitted.paths(pool.val, STRIDES["val"])
-    return [
-        one[:, :, CLOSE] / windows(series[PRICES], STRIDES["val"])[0][:, -1:, CLOSE, None]
-        for one, series in zip(found, pool.val, strict=True)
-    ]
+        return fitted.paths(pool.val, STRIDES["val"])
 
 
-def quantities(close: np.ndarray) -> np.ndarray:
-    """The mean and the quantiles of paths (W, n, S) at the first and the last step, (2, 4, W)."""
-    ends = close[:, [0, -1]]
+def quantities(paths: np.ndarray, series: TimeSeries) -> np.ndarray:
+    """The mean and the quantiles of the close over the last one, at both ends, (2, 4, W)."""
+    contexts, _ = windows(series[PRICES], STRIDES["val"])
+    ends = paths[:, [0, -1], CLOSE] / contexts[:, -1:, CLOSE, None]
     return np.stack([ends.mean(-1), *np.quantile(ends, QUANTILES, axis=-1)]).transpose(2, 0, 1)
 
 
-def measure(fitted: Fitted, pool: Pool, paths: int, numbers: str, draws: int) -> dict[str, object]:
-    """A row of the table."""
-    actual, scale = [], []
-    for series in pool.val:
-        contexts, futures = windows(series[PRICES], STRIDES["val"])
-        last = contexts[:, -1:, CLOSE]
-        actual.append(futures[..., CLOSE] / last)
-        walk = BASELINES["random walk"](contexts, HORIZON, np.random.default_rng(0))
-        scale.append(crps(walk[:, :, CLOSE] / last[..., None], actual[-1]).mean())
+def measure(
+    fitted: Fitted, pool: Pool, of_walks: dict[str, float], paths: int, numbers: str, draws: int
+) -> dict[str, object]:
+    """A row of the table; `of_walks` are the CRPS that those of the paths are over."""
     ratios, sizes = [], []
     for _ in range(draws):
-        closes = drawn(fitted, pool, paths, numbers)
-        losses = [
-            crps(close, came).mean() / of_walk
-            for close, came, of_walk in zip(closes, actual, scale, strict=True)
-        ]
-        ratios.append(np.mean(losses))
-        sizes.append(np.concatenate([quantities(close) for close in closes], axis=-1))
+        found = drawn(fitted, pool, paths, numbers)
+        scores = score_all(found, pool, "val")
+        ratios.append(np.mean([one.crps.mean() / of_walks[name] for name, one in scores.items()]))
+        both = zip(found, pool.val, strict=True)
+        sizes.append(np.concatenate([quantities(*one) for one in both], axis=-1))
     deviation = 1e4 * np.std(sizes, axis=0, ddof=1).mean(axis=-1)
     names = ("mean", *(f"{q:.0%}" for q in QUANTILES))
     return {
@@ -104,13 +94,12 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", type=int, default=[20, 100, 500])
     parser.add_argument("--draws", type=int, default=10)
     arguments = parser.parse_args()
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
     pool = load(arguments.pool)
     fitted = Fitted(Candidate("Kronos", "mirrored"), pool, seed=0, keep=True)
+    of_walks = walks(pool)
     rows = [
-        measure(fitted, pool, paths, numbers, arguments.draws)
+        measure(fitted, pool, of_walks, paths, numbers, arguments.draws)
         for paths in arguments.paths
         for numbers in NUMBERS
     ]

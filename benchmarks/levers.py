@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -27,6 +25,7 @@ from evaluation.baselines import BASELINES
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.learned import Candidate, Fitted
 from evaluation.measures import score
+from evaluation.quiet import quiet
 from evaluation.report import WALKS
 from evaluation.store import RESULTS, Store
 from evaluation.tried import horizon_weighted, told_the_next_stamp
@@ -179,9 +178,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--done", action="store_true", help="a table of what is there, no training")
     arguments = parser.parse_args()
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
     # Runs at the same time keep files of their own; all that is there becomes one at the end.
     store, before, rows = Store(RESULTS / "levers"), known(), []
     runs: dict[Key, list[dict[str, Any]]] = {}
