@@ -400,7 +400,7 @@ class _Window:
             done = self.room
             s1[:, :, :done], s2[:, :, :done] = written
         hidden = self.hidden.expand(-1, num_samples, -1)
-        numbers = self._numbers(self.room - done, num_samples)
+        numbers = self._numbers(self.room - done, num_samples, sampling)
         for i in range(done, self.room):
             for_s1, for_s2 = numbers[i - done]
             if i > 0:
@@ -467,16 +467,18 @@ class _Window:
             )
             s1[:], s2[:] = recorded.write()
             return
-        numbers = self._numbers(self.n - self.room, s1.shape[1])
+        numbers = self._numbers(self.n - self.room, s1.shape[1], sampling)
         for i, (for_s1, for_s2) in zip(range(self.room, self.n), numbers, strict=True):
             states = reader.read(s1[:, :, :i], s2[:, :, :i], i - self.room)
             s1[:, :, i] = sampling.draw(self.predictor.s1_logits(states.newest), for_s1)
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]), for_s2)
 
-    def _numbers(self, bars: int, num_samples: int) -> Tensor:
-        """What draws both tokens of new bars, (bars, 2, B, S, 1)."""
-        B, device = len(self.s1), self.s1.device
-        return stratified(bars, B, num_samples, device).view(bars, 2, B, num_samples, 1)
+    def _numbers(self, bars: int, num_samples: int, sampling: Sampling) -> Tensor:
+        """What draws both tokens of new bars, (bars, 2, B, S, 1); zeros where that is greedy."""
+        shape = bars, 2, len(self.s1), num_samples, 1
+        if sampling.greedy:
+            return torch.zeros(shape, device=self.s1.device)
+        return stratified(bars, shape[2], num_samples, self.s1.device).view(shape)
 
     def _records(self, steps: int) -> bool:
         """Whether so many steps are such as a GPU can record."""

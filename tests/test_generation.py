@@ -42,6 +42,13 @@ def test_paths_differ_and_follow_torchs_global_generator(networks):
     assert not torch.equal(run(networks, num_samples=4), one)
 
 
+@pytest.mark.parametrize("max_context", [64, 22])
+def test_greedy_paths_leave_torchs_generator_alone(networks, max_context):
+    before = torch.random.get_rng_state()
+    run(networks, n=9, max_context=max_context, sampling=Sampling(top_k=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("max_context", [64, 22, 12, 4])
 def test_greedy_paths_do_not_depend_on_how_rows_are_chunked(networks, max_context):
     greedy = Sampling(top_k=1)
