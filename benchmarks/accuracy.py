@@ -20,6 +20,8 @@ import numpy as np
 from evaluation import report
 from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
+from evaluation.har import NAME as HAR
+from evaluation.har import HarWalk
 from evaluation.learned import CONFIGS, Candidate, Fitted, views
 from evaluation.measures import POSITIONS, Scores, score
 from evaluation.quiet import quiet
@@ -42,22 +44,26 @@ def score_all(
 
 
 def run_baseline(pool: Pool, name: str) -> dict[str, Any]:
-    """Scores of a forecaster without training, or of the oracle, on the test part."""
+    """Scores of a forecaster that is no network, or of the oracle, on the test part."""
     started = time.perf_counter()
+    regression = HarWalk(pool.train) if name == HAR else None
+    fitted = time.perf_counter()
     paths = []
     for series in pool.test:
         contexts, futures = windows(series[PRICES], STRIDES["test"])
         rng = np.random.default_rng(0)
-        if name == ORACLE:
+        if regression is not None:
+            paths.append(regression.paths(series, STRIDES["test"], rng))
+        elif name == ORACLE:
             paths.append(told_volatility(contexts, futures, HORIZON, rng))
         else:
             paths.append(BASELINES[name](contexts, HORIZON, rng))
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - fitted
     return {
         "scores": score_all(paths, pool, "test"),
-        "fit_seconds": 0.0,
+        "fit_seconds": fitted - started,
         "forecast_seconds": seconds,
-        "n_parameters": 0,
+        "n_parameters": 0 if regression is None else regression.n_parameters,
         "candidate": name,
     }
 
@@ -152,7 +158,7 @@ def main() -> None:
         for model in arguments.models:
             chosen[model], tuned[name][model] = tune(store, pool, model, budget, most_epochs)
         if not arguments.tune:
-            results[name] = {walk: [run_baseline(pool, walk)] for walk in (*BASELINES, ORACLE)}
+            results[name] = {walk: [run_baseline(pool, walk)] for walk in (*BASELINES, HAR, ORACLE)}
             for model, candidate in chosen.items():
                 results[name][model] = run_learned(store, pool, candidate, seeds, most_epochs)
     report.write_tuning(tuned, out)

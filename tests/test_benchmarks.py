@@ -8,8 +8,10 @@ import reference
 import torch
 from darts import TimeSeries
 from darts.metrics import mcrps
-from evaluation import baselines, data, measures, tried
+from evaluation import baselines, data, har, measures, tried
 from factories import candle_frame
+
+from darts_kronos.simulate import simulate_candles
 
 RNG = np.random.default_rng(0)
 
@@ -96,6 +98,58 @@ def test_ewma_bands_follow_volatility():
         for forecaster in (baselines.ewma_walk, baselines.random_walk)
     ]
     assert spread[0] < 0.5 * spread[1]
+
+
+class TestHarWalk:
+    @pytest.fixture(scope="class")
+    def simulated(self):
+        return simulate_candles(4, 1500, seed=3)
+
+    @pytest.fixture(scope="class")
+    def walk(self, simulated):
+        return har.HarWalk([series[:1000] for series in simulated])
+
+    @staticmethod
+    def drawn(walk, series):
+        return walk.paths(series, 12, np.random.default_rng(0))
+
+    def test_it_foretells_volatility_and_draws_valid_candles(self, walk, simulated):
+        ours, theirs = [], []
+        for series in simulated:
+            contexts, futures = data.windows(series[1000:][data.PRICES], 12)
+            found = measures.score(self.drawn(walk, series[1000:]), contexts, futures)
+            paths = baselines.random_walk(contexts, data.HORIZON, np.random.default_rng(0))
+            plain = measures.score(paths, contexts, futures)
+            assert found.valid == 1.0
+            for errors, one in ((ours, found), (theirs, plain)):
+                miss = np.log(one.volatility / one.actual_volatility)
+                errors.append(miss - miss.mean())
+        assert np.std(np.concatenate(ours)) < 0.95 * np.std(np.concatenate(theirs))
+
+    def test_it_sees_the_context_alone_and_in_any_unit(self, walk, simulated):
+        series = simulated[0][1000 : 1000 + data.CONTEXT + data.HORIZON]
+        paths = self.drawn(walk, series)
+        values = series.values().copy()
+        values[data.CONTEXT :] *= 3
+        np.testing.assert_array_equal(self.drawn(walk, series.with_values(values)), paths)
+        values[:, :4] = series.values()[:, :4] * 100
+        scaled = self.drawn(walk, series.with_values(values))
+        np.testing.assert_allclose(scaled, paths * 100, rtol=1e-9)
+
+    def test_bands_follow_the_hours_to_come(self):
+        rng, times = np.random.default_rng(0), pd.date_range("2024", periods=2000, freq="h")
+        deviation = np.where(times.hour < 12, 0.01, 0.002)
+        closes = 100 * np.exp((deviation * rng.standard_normal(2000)).cumsum())
+        series = TimeSeries.from_times_and_values(
+            times, np.repeat(closes[:, None], 4, axis=1), columns=data.PRICES
+        )
+        walk = har.HarWalk([series[:1500]])
+        window = slice(1510, 1510 + data.CONTEXT + data.HORIZON)
+        steps = np.diff(np.log(self.drawn(walk, series[window])[0, :, 3]), axis=0)
+        spread = steps.std(axis=1)
+        busy = (times[window].hour < 12)[-len(steps) :]
+        assert busy.any() and not busy.all()
+        assert spread[busy].min() > 3 * spread[~busy].max()
 
 
 class TestDieboldMariano:

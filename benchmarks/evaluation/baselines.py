@@ -21,13 +21,13 @@ DECAY = 0.94
 _BURN_IN = 5
 
 
-def _bars(contexts: np.ndarray) -> np.ndarray:
+def bars_of(contexts: np.ndarray) -> np.ndarray:
     """Log open, high, low and close of each bar over the close before it, (W, T - 1, 4)."""
     log = np.log(contexts[:, :, :4])
     return log[:, 1:] - log[:, :-1, CLOSE : CLOSE + 1]
 
 
-def _paths(drawn: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+def paths_of(drawn: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """Paths (W, n, 4, S) of drawn bars (W, S, n, 4), put one after the other."""
     closes = drawn[..., CLOSE].cumsum(axis=-1)
     before = closes - drawn[..., CLOSE]
@@ -35,25 +35,26 @@ def _paths(drawn: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     return np.exp(last + before[..., None] + drawn).transpose(0, 2, 3, 1)
 
 
-def _draw(bars: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def draw(bars: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Bars (W, S, n, 4) drawn with replacement from each window's own."""
     W, T, _ = bars.shape
     which = rng.integers(0, T, size=(W, SAMPLES * n))
     return np.take_along_axis(bars, which[..., None], axis=1).reshape(W, SAMPLES, n, 4)
 
 
-def _without_mean(bars: np.ndarray) -> np.ndarray:
+def without_mean(bars: np.ndarray) -> np.ndarray:
+    """Bars whose closes have no mean return."""
     return bars - bars[..., CLOSE].mean(axis=1)[:, None, None]
 
 
 def random_walk(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Bars of the context in a random order, their closes' mean return taken off."""
-    return _paths(_draw(_without_mean(_bars(contexts)), n, rng), contexts)
+    return paths_of(draw(without_mean(bars_of(contexts)), n, rng), contexts)
 
 
 def drift(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """The random walk with the context's mean return."""
-    return _paths(_draw(_bars(contexts), n, rng), contexts)
+    return paths_of(draw(bars_of(contexts), n, rng), contexts)
 
 
 def ewma_variance(returns: np.ndarray) -> np.ndarray:
@@ -67,10 +68,10 @@ def ewma_variance(returns: np.ndarray) -> np.ndarray:
 
 def ewma_walk(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """The random walk, its bars scaled from the volatility of their time to that of now."""
-    bars = _without_mean(_bars(contexts))
+    bars = without_mean(bars_of(contexts))
     deviation = np.sqrt(ewma_variance(bars[..., CLOSE]))
     scaled = bars / deviation[:, :-1, None] * deviation[:, -1:, None]
-    return _paths(_draw(_without_mean(scaled[:, _BURN_IN:]), n, rng), contexts)
+    return paths_of(draw(without_mean(scaled[:, _BURN_IN:]), n, rng), contexts)
 
 
 def told_volatility(
@@ -81,11 +82,11 @@ def told_volatility(
     No forecast, as it knows the future: a yardstick of what perfect foresight of volatility, and
     of nothing else, would be worth.
     """
-    bars = _without_mean(_bars(contexts))
+    bars = without_mean(bars_of(contexts))
     closes = np.concatenate((contexts[:, -1:, CLOSE], futures[:, :, CLOSE]), axis=1)
     realised = np.sqrt((np.diff(np.log(closes), axis=1) ** 2).mean(axis=1))
     scale = realised / bars[..., CLOSE].std(axis=1)
-    return _paths(_draw(bars * scale[:, None, None], n, rng), contexts)
+    return paths_of(draw(bars * scale[:, None, None], n, rng), contexts)
 
 
 def garch(contexts: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

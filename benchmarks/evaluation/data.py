@@ -145,7 +145,11 @@ def windows(series: TimeSeries, stride: int) -> tuple[np.ndarray, np.ndarray]:
     tuple
         Contexts (W, CONTEXT, C) and futures (W, HORIZON, C), in the order of the components.
     """
-    values = series.values(copy=False)
+    return cut(series.values(copy=False), stride)
+
+
+def cut(values: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of values (T, C)."""
     view = np.lib.stride_tricks.sliding_window_view(values, CONTEXT + HORIZON, axis=0)
-    cut = view[::stride].transpose(0, 2, 1)
-    return cut[:, :CONTEXT], cut[:, CONTEXT:]
+    found = view[::stride].transpose(0, 2, 1)
+    return found[:, :CONTEXT], found[:, CONTEXT:]

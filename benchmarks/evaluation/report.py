@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from evaluation.baselines import ORACLE
+from evaluation.har import NAME as HAR
 from evaluation.measures import LEVELS, Scores, diebold_mariano, directional_accuracy
 
 WALKS = ("random walk", "EWMA walk")
@@ -27,7 +29,10 @@ _BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": 
 """Where a legend hides nothing that is drawn."""
 
 RIVALS = ("LSTM", "TFT")
-"""The models that Kronos is compared with by name."""
+"""The networks that Kronos is compared with by name."""
+
+TESTED = (*RIVALS, HAR)
+"""The forecasters that it is tested against by name, beside the bands."""
 
 
 def write_tuning(found: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
@@ -164,7 +169,7 @@ def _by_series(results: Results, overlap: int) -> list[dict[str, Any]]:
                         "DM p (walk)": _one_sided(losses[name], losses[walk], overlap),
                         **{
                             f"DM p ({other})": _one_sided(losses[name], losses[other], overlap)
-                            for other in RIVALS
+                            for other in TESTED
                             if other in losses
                         },
                         "in MCS": name in included,
@@ -260,19 +265,22 @@ def _steps(results: Results) -> pd.DataFrame:
 
 
 def _rivals(frame: pd.DataFrame) -> list[str]:
-    """Kronos' CRPS over the better of its rivals', with Diebold-Mariano tests, by series."""
+    """Kronos' CRPS over others', with Diebold-Mariano tests, by series."""
     ours = frame[frame["model"] == "Kronos"].set_index("series")
     theirs = frame[frame["model"].isin(RIVALS)].groupby("series")["CRPS ratio"].min()
     if ours.empty or theirs.empty:
         return []
-    tests = [f"DM p ({name})" for name in RIVALS if f"DM p ({name})" in ours]
+    tests = [f"DM p ({name})" for name in TESTED if f"DM p ({name})" in ours]
     table = ours.loc[theirs.index, tests]
+    told, walk = (
+        frame[frame["model"] == name].set_index("series")["CRPS ratio"] for name in (ORACLE, HAR)
+    )
     table.insert(0, "CRPS over the better", ours["CRPS ratio"] / theirs)
-    told = frame[frame["model"] == ORACLE].set_index("series")["CRPS ratio"]
     table.insert(1, f"{ORACLE}, CRPS over the better", told / theirs)
+    table.insert(2, f"CRPS over the {HAR}'s", ours["CRPS ratio"] / walk)
     table.loc["mean"] = table.mean()
     table.loc["mean", tests] = np.nan
-    title = f"## Kronos over the better of {' and '.join(RIVALS)}"
+    title = f"## Kronos over the better of {' and '.join(RIVALS)}, and over the {HAR}"
     return [title, table.to_markdown(floatfmt=".3f")]
 
 
@@ -307,14 +315,22 @@ def _pooled(results: Results, level: str) -> dict[str, np.ndarray]:
     return {name: np.concatenate(inside).mean(axis=0) for name, inside in parts.items()}
 
 
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """The same colour for a forecaster in all pictures; Kronos' is black."""
+    others = [name for name in names if name != "Kronos"]
+    return {"Kronos": "black"} | {name: f"C{i}" for i, name in enumerate(others)}
+
+
 def _reliability(results: Results) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
     pooled = [_pooled(results, f"{level:.0%}") for level in LEVELS]
+    colours = _colours(pooled[0])
     for name in pooled[0]:
         actual = [inside[name].mean() for inside in pooled]
-        axes.plot(LEVELS, actual, marker="o", label=name, linewidth=2.5 if name == "Kronos" else 1)
+        width = 2.5 if name == "Kronos" else 1
+        axes.plot(LEVELS, actual, marker="o", label=name, linewidth=width, color=colours[name])
     axes.set(xlabel="interval", ylabel="share of closes inside", xlim=(0.4, 1), ylim=(0.3, 1))
     axes.set_title("Reliability: intervals of the close, all series and steps")
     axes.legend(frameon=False)
@@ -325,9 +341,12 @@ def _coverage_by_step(results: Results) -> Figure:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, level in zip(figure.subplots(1, 2), LEVELS, strict=True):
         axes.axhline(level, color="0.6", linestyle=":")
-        for name, inside in _pooled(results, f"{level:.0%}").items():
+        pooled = _pooled(results, f"{level:.0%}")
+        colours = _colours(pooled)
+        for name, inside in pooled.items():
             width = 2.5 if name == "Kronos" else 1
-            axes.plot(np.arange(1, len(inside) + 1), inside, label=name, linewidth=width)
+            steps = np.arange(1, len(inside) + 1)
+            axes.plot(steps, inside, label=name, linewidth=width, color=colours[name])
         axes.set(title=f"{level:.0%} intervals of the close", xlabel="bars ahead", ylabel="inside")
     figure.legend(*axes.get_legend_handles_labels(), **_BELOW)
     return figure
@@ -337,10 +356,14 @@ def _skill(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     table = frame.pivot(index="series", columns="model", values="CRPS ratio")
-    table = table[[name for name in frame["model"].unique()]]
-    for i, name in enumerate(table):
-        at = np.arange(len(table)) + (i - len(table.columns) / 2) * 0.09
-        axes.scatter(at, 1 - table[name], label=name, s=60 if name == "Kronos" else 25)
+    names = [*(name for name in frame["model"].unique() if name != ORACLE), ORACLE]
+    table, colours = table[[name for name in names if name in table]], _colours(names)
+    for place, name in zip(np.linspace(-0.36, 0.36, len(table.columns)), table, strict=True):
+        look = {"s": 60 if name == "Kronos" else 25}
+        if name == ORACLE:
+            place, look = 0.0, {"s": 400, "marker": "_"}
+        at = np.arange(len(table)) + place
+        axes.scatter(at, 1 - table[name], label=name, color=colours[name], **look)
     axes.axhline(0, color="0.6", linestyle=":")
     axes.set_xticks(np.arange(len(table)), [name.replace(" ", "\n") for name in table.index])
     axes.set_ylabel("CRPS skill over the better walk's bands")
