@@ -154,19 +154,25 @@ def keep(found: dict[Key, list[dict[str, Any]]]) -> None:
 def table_of(frame: pd.DataFrame) -> pd.DataFrame:
     """Means of each variant and way of drawing, and what it changes of the default's CRPS.
 
-    The change is the mean over the seeds that both were run with, each less the default's with the
-    same seed; `standard error` is that of this mean. Without the default both are missing.
+    The change is from the default on the same series with the same seed, in the mean over series;
+    then the mean over the seeds that both were run with, whose error is `standard error`. Without
+    the default both are missing. Means of variants that were run on other `series` than the
+    default are not to be compared with its own.
     """
     keys, ratio = ["variant", "drawn"], "CRPS ratio"
     measures = [ratio, "MAE ratio", "coverage 50", "coverage 90", "fit s"]
-    by_seed = frame.groupby([*keys, "seed"], sort=False)[measures].mean()
+    runs = frame.set_index([*keys, "seed", "series"])[measures]
+    default = runs.loc[runs.index.get_level_values("variant") == "default", ratio]
+    both = runs[[ratio]].join(default.droplevel("variant").rename("default"))
+    change = (both[ratio] - both["default"]).groupby([*keys, "seed"], sort=False).mean()
+    changes = change.groupby(keys, sort=False)
+    by_seed = runs.groupby([*keys, "seed"], sort=False).mean()
     table = by_seed.groupby(keys, sort=False).mean()
-    default = by_seed.loc[by_seed.index.get_level_values("variant") == "default", ratio]
-    change = by_seed[[ratio]].join(default.droplevel("variant").rename("default"))
-    changes = (change[ratio] - change["default"]).groupby(keys, sort=False)
-    table.insert(0, "seeds", by_seed[ratio].groupby(keys, sort=False).size())
-    table.insert(2, "over default", changes.mean())
-    table.insert(3, "standard error", changes.sem())
+    counts = frame.groupby(keys, sort=False)[["seed", "series"]].nunique()
+    table.insert(0, "seeds", counts["seed"])
+    table.insert(1, "series", counts["series"])
+    table.insert(3, "over default", changes.mean())
+    table.insert(4, "standard error", changes.sem())
     return table.reset_index()
 
 

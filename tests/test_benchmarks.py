@@ -178,12 +178,6 @@ class TestDieboldMariano:
         assert p == pytest.approx(expected.pvalue, rel=1e-6)
 
 
-def test_directional_accuracy():
-    share, p = measures.directional_accuracy(np.array([1.0, -1, 1, 0]), np.array([2.0, -3, -1, 1]))
-    assert share == pytest.approx(2 / 3) and 0 < p <= 1
-    assert np.isnan(measures.directional_accuracy(np.zeros(3), np.ones(3))[0])
-
-
 class TestTriedChanges:
     """Levers that change the package do so for their block only."""
 
@@ -241,6 +235,12 @@ def test_levers_are_compared_with_the_default_of_the_same_seed():
     assert table.loc["other", "CRPS ratio"] == pytest.approx(0.935)
     assert table.loc["other", "over default"] == pytest.approx(-0.015)
     assert table.loc["other", "standard error"] == pytest.approx(0.005)
+    # A series that the default alone was run on changes nothing but its own mean.
+    more = [row | {"series": "c", "CRPS ratio": 2.0} for row in rows if row["variant"] == "default"]
+    wider = levers.table_of(pd.DataFrame(rows + more)).set_index("variant")
+    assert list(wider["series"]) == [3, 2]
+    assert wider.loc["default", "CRPS ratio"] > 1.2
+    pd.testing.assert_series_equal(wider.loc["other"], table.loc["other"])
     alone = levers.table_of(pd.DataFrame([row for row in rows if row["variant"] == "other"]))
     assert alone["CRPS ratio"].item() == pytest.approx(0.935)
     assert alone["over default"].isna().all()

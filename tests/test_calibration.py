@@ -3,7 +3,7 @@ import pytest
 from darts.metrics import mcrps
 from factories import candles, tiny_model
 
-from darts_kronos import KronosModel, calibration
+from darts_kronos import KronosModel, calibration, window_scores
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,12 @@ def test_the_crps_is_that_of_darts_over_the_last_close(fitted, series):
     forecast = fitted.predict(6, val[:24], num_samples=3000)["close"]
     expected = mcrps(val["close"], forecast) / val["close"].values()[23, 0]
     assert report["CRPS"].iloc[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_errors_are_in_units_of_the_last_value_before_a_window(series):
+    close = series["close"]
+    found = window_scores.levels_of_windows(close, [close[50:56], close[60:66]])
+    np.testing.assert_array_equal(found, close.values()[[49, 59], 0])
 
 
 def test_the_error_of_a_difference_is_that_of_the_same_windows(fitted, series, monkeypatch):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.spatial.distance import pdist
+from statsmodels.regression.linear_model import OLS
 
 LEVELS = (0.5, 0.9)
 """Intervals whose coverage and Winkler score are measured."""
@@ -16,6 +18,12 @@ LEVELS = (0.5, 0.9)
 POSITIONS = "weibull"
 """NumPy's name for quantiles whose ranks among S draws are p (S + 1): in the mean, an interval
 between them holds its level of what comes, if that is drawn as the paths are."""
+
+NOTHING = 1e-4
+"""Share of the paths' spread below which their mean return is rounding."""
+
+FEWEST = 10
+"""Forecasts up, or down, below which nothing is said of whether they tell the two apart."""
 
 HIGH, LOW, CLOSE = 1, 2, 3
 
@@ -39,7 +47,8 @@ class Scores:
     volatility, actual_volatility
         Forecast and actual realised volatility over the horizon, (W,).
     predicted, actual
-        Forecast and actual return over the horizon, (W,).
+        Forecast and actual return over the horizon, (W,). A forecast that is 0 but for rounding, as
+        that of paths in pairs, is 0.
     valid
         Share of valid candles; NaN for models of the close alone.
     """
@@ -102,6 +111,7 @@ def score(
     log_paths = np.log(np.maximum(close, 1e-6))
     first = np.zeros_like(log_paths[:, :1])
     steps = np.diff(log_paths, axis=1, prepend=first)
+    moves, spread = log_paths[:, -1].mean(axis=-1), log_paths[:, -1].std(axis=-1)
     log_actual = np.log(actual)
     actual_steps = np.diff(log_actual, axis=1, prepend=0.0)
     returns = np.diff(np.log(contexts[:, :, CLOSE]), axis=1)
@@ -127,18 +137,19 @@ def score(
         energy=energy,
         volatility=np.sqrt((steps**2).sum(axis=1)).mean(axis=-1),
         actual_volatility=np.sqrt((actual_steps**2).sum(axis=1)),
-        predicted=log_paths[:, -1].mean(axis=-1),
+        predicted=np.where(np.abs(moves) > NOTHING * spread, moves, 0.0),
         actual=log_actual[:, -1],
         valid=valid,
     )
 
 
 def _energy(paths: np.ndarray, came: np.ndarray) -> np.ndarray:
-    """Energy score of paths (W, n, C, S) against (W, n, C): pairs are neighbours, S of them."""
+    """Energy score of paths (W, n, C, S) against (W, n, C), from the distances of all pairs."""
     W, S = paths.shape[0], paths.shape[-1]
     flat = paths.reshape(W, -1, S)
     to_actual = np.linalg.norm(flat - came.reshape(W, -1, 1), axis=1).mean(axis=-1)
-    apart = np.linalg.norm(flat - np.roll(flat, 1, axis=-1), axis=1).mean(axis=-1)
+    # Each pair counts twice, and a path is at no distance from itself.
+    apart = np.array([2 * pdist(one.T).sum() / S**2 for one in flat])
     return to_actual - 0.5 * apart
 
 
@@ -179,10 +190,43 @@ def diebold_mariano(ours: np.ndarray, theirs: np.ndarray, horizon: int) -> tuple
     return float(statistic), float(2 * stats.t.sf(abs(statistic), W - 1))
 
 
-def directional_accuracy(predicted: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
-    """Share of returns whose sign was forecast, and the p-value of a binomial test against 1/2."""
+def directional_accuracy(
+    predicted: np.ndarray, actual: np.ndarray, overlap: int = 1
+) -> tuple[float, float]:
+    """Share of returns whose sign was forecast, and a test of whether forecasts tell signs apart.
+
+    The test is that of Pesaran and Timmermann as a regression: of whether a price rose on whether
+    it was forecast to, with the errors of Newey and West, since forecasts that overlap err
+    together. So a forecast that always says "up" shows nothing, however often prices rose.
+
+    Parameters
+    ----------
+    predicted, actual
+        Returns over the horizon in order of time, (W,); those of 0 are left out.
+    overlap
+        Windows that one forecast overlaps, its own included.
+
+    Returns
+    -------
+    tuple
+        The share of right signs, NaN without any, and the one-sided p-value of "no better than
+        chance", NaN if fewer than ``FEWEST`` forecasts or returns say one or the other.
+
+    References
+    ----------
+    .. [1] M. H. Pesaran, A. Timmermann, "Testing dependence among serially correlated
+           multicategory variables", Journal of the American Statistical Association 104 (2009).
+    """
     moved = (actual != 0) & (predicted != 0)
-    hits = int((np.sign(predicted) == np.sign(actual))[moved].sum())
     if not moved.any():
         return float("nan"), float("nan")
-    return hits / moved.sum(), float(stats.binomtest(hits, int(moved.sum())).pvalue)
+    rises, said = actual[moved] > 0, predicted[moved] > 0
+    share = float((rises == said).mean())
+    fewest = min(np.count_nonzero(group) for group in (said, ~said, rises, ~rises))
+    if fewest < FEWEST:
+        return share, float("nan")
+    design = np.column_stack((np.ones(len(said)), said))
+    fitted = OLS(rises.astype(float), design).fit(
+        cov_type="HAC", cov_kwds={"maxlags": 2 * (overlap - 1), "use_correction": True}, use_t=True
+    )
+    return share, float(stats.t.sf(fitted.tvalues[1], fitted.df_resid))

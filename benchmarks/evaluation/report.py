@@ -128,9 +128,12 @@ _SHOWN = [
     "volatility MAE ratio",
     "volatility R2",
     "direction",
+    "forecast to rise",
+    "rose",
     "IC",
     "rank IC",
     "valid candles",
+    "direction p",
     "DM p (walk)",
     "in MCS",
 ]
@@ -165,7 +168,7 @@ def _by_series(results: Results, overlap: int) -> list[dict[str, Any]]:
                         "model": name,
                         "seeds": len(found),
                         "windows": len(losses[name]),
-                        **_measures(models, name, symbol, walk),
+                        **_measures(models, name, symbol, walk, overlap),
                         "DM p (walk)": _one_sided(losses[name], losses[walk], overlap),
                         **{
                             f"DM p ({other})": _one_sided(losses[name], losses[other], overlap)
@@ -192,7 +195,7 @@ def _model_confidence_set(losses: dict[str, np.ndarray], overlap: int) -> set[st
 
 
 def _measures(
-    models: dict[str, list[dict[str, Any]]], name: str, symbol: str, walk: str
+    models: dict[str, list[dict[str, Any]]], name: str, symbol: str, walk: str, overlap: int
 ) -> dict[str, float]:
     found = models[name]
     bands: Scores = models[walk][0]["scores"][symbol]
@@ -200,7 +203,7 @@ def _measures(
     per_seed = [result["scores"][symbol].crps.mean() / bands.crps.mean() for result in found]
     volatility, actual = _mean(found, symbol, "volatility"), ewma.actual_volatility
     predicted, came = _mean(found, symbol, "predicted"), ewma.actual
-    direction, direction_p = directional_accuracy(predicted, came)
+    direction, direction_p = directional_accuracy(predicted, came, overlap)
     moves = np.ptp(predicted) > 0
 
     def over(name: str, reference: Scores) -> float:
@@ -213,7 +216,9 @@ def _measures(
             np.sqrt(_mean(found, symbol, "squared").mean() / np.mean(bands.naive**2))
         ),
         "CRPS ratio": float(np.mean(per_seed)),
-        "CRPS ratio, spread over seeds": float(np.std(per_seed)),
+        "CRPS ratio, spread over seeds": float(
+            np.std(per_seed, ddof=1) if len(per_seed) > 1 else np.nan
+        ),
     }
     for level in LEVELS:
         key = f"{level:.0%}"
@@ -233,6 +238,8 @@ def _measures(
         ),
         "direction": direction,
         "direction p": direction_p,
+        "forecast to rise": float((predicted > 0).mean()),
+        "rose": float((came > 0).mean()),
         "IC": float(np.corrcoef(predicted, came)[0, 1]) if moves else float("nan"),
         "rank IC": float(stats.spearmanr(predicted, came)[0]) if moves else float("nan"),
         "valid candles": float(np.mean([result["scores"][symbol].valid for result in found])),
@@ -242,7 +249,7 @@ def _measures(
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over series, with the standard error of the CRPS ratio."""
     grouped = frame.groupby("model", sort=False)
-    summary = grouped[[*_SHOWN[:-2]]].mean()
+    summary = grouped[[*_SHOWN[: _SHOWN.index("direction p")]]].mean()
     error = grouped["CRPS ratio"].std() / np.sqrt(grouped["CRPS ratio"].count())
     summary.insert(3, "standard error", error)
     summary["better than bands (p < .05)"] = grouped["DM p (walk)"].agg(lambda p: (p < 0.05).sum())
