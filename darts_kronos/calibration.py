@@ -70,7 +70,8 @@ def calibrate(
     -------
     pandas.DataFrame
         A row for each setting that was tried: `temperature`, `antithetic`, `top_p`, `CRPS` (in
-        units of the last value before each window), the `standard error` of its difference from
+        units of the last value before each window; where that is 0, of the mean size of all values
+        before), the `standard error` of its difference from
         the CRPS before, `coverage 50` and `coverage 90` (shares of values inside the central
         intervals), and whether it is that from `before` or the `chosen`.
 

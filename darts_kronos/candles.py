@@ -54,6 +54,8 @@ __all__ = [
 SYMBOL = "symbol"
 """Column that names the asset of a row, and its key in the metadata of a series."""
 
+_LEAST_MONTH = pd.Timedelta(days=28)
+
 _SPLIT_CONTEXT = 200
 """Bars before new ones that tell how large a usual step is."""
 
@@ -235,11 +237,12 @@ def _planned(
 
 def _regular_freq(times: pd.DatetimeIndex) -> str | None:
     """Frequency with which a DatetimeIndex without time zone holds the bars and those to come."""
-    if times.tz is not None and times.tz.utcoffset(None) is None:
-        # Where clocks change, wall-clock times are not regular, or will not be.
-        return None
     wall = times.tz_localize(None)
-    freq = pd.infer_freq(wall) if len(wall) >= 3 else None
+    clocks_change = times.tz is not None and times.tz.utcoffset(None) is None
+    if len(wall) < 3 or (clocks_change and np.diff(wall).min() < _LEAST_MONTH):
+        # Where clocks change, wall-clock times are not regular, or will not be; but months are.
+        return None
+    freq = pd.infer_freq(wall)
     # Hours of business days are regular to pandas alone.
     return None if freq is None or isinstance(to_offset(freq), BusinessHour) else freq
 

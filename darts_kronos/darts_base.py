@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextvars import ContextVar
+from io import BytesIO
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
@@ -93,8 +95,10 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         """What pickle keeps: the networks too, which `save` writes to a file of their own."""
         state: dict[str, Any] = super().__getstate__()
         if self.model is not None and not _SAVING.get():
-            weights = {name: one.detach().cpu() for name, one in self.model.state_dict().items()}
-            state["_networks"] = dict(self.model.hparams), weights
+            # As bytes: a safe loader, such as that of Darts' ensembles, takes no tensors.
+            written = BytesIO()
+            torch.save(self.model.state_dict(), written)
+            state["_networks"] = dict(self.model.hparams), written.getvalue()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -102,8 +106,9 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         networks = state.pop("_networks", None)
         super().__setstate__(state)
         if networks is not None:
-            params, weights = networks
-            self.model = KronosModule(**params)
+            params, written = networks
+            weights = torch.load(BytesIO(written), map_location="cpu", weights_only=True)
+            self.model = KronosModule(**params).to(weights["predictor.s1_head.weight"].dtype)
             self.model.load_state_dict(weights)
 
     def _optimized_historical_forecasts(

@@ -477,7 +477,7 @@ class _Window:
         """What draws both tokens of new bars, (bars, 2, B, S, 1); zeros where that is greedy."""
         shape = bars, 2, len(self.s1), num_samples, 1
         if sampling.greedy:
-            return torch.zeros(shape, device=self.s1.device)
+            return torch.zeros(shape, dtype=torch.float32, device=self.s1.device)
         return stratified(bars, shape[2], num_samples, self.s1.device).view(shape)
 
     def _records(self, steps: int) -> bool:

@@ -216,8 +216,8 @@ class Representation(ABC):
     def valid(self, paths: Tensor, context: Tensor) -> Tensor:
         """The nearest valid candles to those of sample paths.
 
-        High becomes the highest and low the lowest of the four prices; volume and amount are at
-        least 0; prices stay above 0 where the context's are.
+        High becomes the highest and low the lowest of the prices that there are; volume and amount
+        are at least 0; prices stay above 0 where the context's are.
 
         Parameters
         ----------
@@ -228,12 +228,14 @@ class Representation(ABC):
         """
         paths = paths.clone()
         if self.prices:
-            lowest = context[..., self.prices].amin(dim=(1, 2)).to(paths.dtype)
-            floor = torch.where(lowest > 0, lowest * PRICE_FLOOR, -torch.inf)[:, None, None]
+            least = context[..., self.prices].amin(dim=(1, 2)).to(paths.dtype)
+            floor = torch.where(least > 0, least * PRICE_FLOOR, -torch.inf)[:, None, None]
             prices = torch.maximum(paths[..., self.prices], floor)
-            if has_prices(self.components):
-                prices[..., 1] = prices.amax(dim=-1)
-                prices[..., 2] = prices.amin(dim=-1)
+            names = [self.components[place] for place in self.prices]
+            highest, lowest = prices.amax(dim=-1), prices.amin(dim=-1)
+            for name, bound in (("high", highest), ("low", lowest)):
+                if name in names:
+                    prices[..., names.index(name)] = bound
             paths[..., self.prices] = prices
         volumes = [i for i, name in enumerate(self.given) if name in VOLUMES]
         if volumes:

@@ -161,7 +161,8 @@ class ExchangeRule:
     def _fit(self, tail: pd.DatetimeIndex, zone: Zone, sessions: pd.DataFrame) -> _Fit:
         """The slots that explain the bars best, if their times are of `zone`."""
         bars = self._in_utc(tail, zone)
-        steps = _possible_steps(bars) if len(bars) > 1 else []
+        # Weekly bars are apart by hours, too, where clocks change: these are no steps of theirs.
+        steps = _possible_steps(bars) if len(bars) > 1 and bar_step(bars) <= DAY else []
         even = [_even_slots(step, at_end) for step in steps for at_end in (False, True)]
         # Midnight marks a date, in the bars' own zone; other times of day are the exchange's.
         dates = (_time_of_day(bars.tz_convert(zone)) == pd.Timedelta(0)).all()

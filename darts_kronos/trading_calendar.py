@@ -170,18 +170,21 @@ class TradingCalendar:
 
     def _until(self, count: int) -> pd.DatetimeIndex:
         """Timestamps of at least the first `count` bars."""
-        missing = count - len(self._fixed) - len(self._coming)
+        # Read once: other threads may know more bars to come meanwhile, or fewer of the same.
+        coming = self._coming
+        missing = count - len(self._fixed) - len(coming)
         if missing > 0:
-            last = self._coming[-1] if len(self._coming) else self._fixed[-1]
-            more = self._rule.following(last, max(missing, len(self._coming), _FEWEST_AHEAD))
+            last = coming[-1] if len(coming) else self._fixed[-1]
+            more = self._rule.following(last, max(missing, len(coming), _FEWEST_AHEAD))
             if len(more) < missing:
                 raise ValueError(
-                    f"The calendar of {self.exchange} knows {len(self._coming) + len(more)} bars "
+                    f"The calendar of {self.exchange} knows {len(coming) + len(more)} bars "
                     f"after {self._fixed[-1]}; {count - self.n_fixed} are asked for. Give "
                     "`future_timestamps` to go on."
                 )
-            self._coming = _joined(self._coming, more.as_unit(self._fixed.unit))
-        return self._fixed if count <= len(self._fixed) else _joined(self._fixed, self._coming)
+            coming = _joined(coming, more.as_unit(self._fixed.unit))
+            self._coming = coming
+        return self._fixed if count <= len(self._fixed) else _joined(self._fixed, coming)
 
     def times(self, bars: pd.Index | np.ndarray) -> pd.DatetimeIndex:
         """Timestamps of bars, past or to come.
@@ -291,7 +294,9 @@ def timestamps(series: TimeSeries) -> pd.DatetimeIndex | None:
     if series.has_datetime_index:
         zone = (series.metadata or {}).get(ZONE)
         times = series.time_index
-        return times if zone is None else times.tz_localize(zone)
+        # Of months in a zone where clocks change, a time may be skipped, or come twice.
+        first = np.ones(len(times), dtype=bool)
+        return times if zone is None else times.tz_localize(zone, first, "shift_forward")
     calendar = calendar_of(series)
     return None if calendar is None else calendar.times(series.time_index)
 

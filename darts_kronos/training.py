@@ -81,6 +81,17 @@ class CodebookUsage(Metric):
         return self.seen.mean()
 
 
+class _Cycle(OneCycleLR):
+    """A one-cycle schedule that stays where it ends.
+
+    Trials of Lightning's tuner make a run's steps again and again, but not its schedule.
+    """
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch < self.total_steps - 1:
+            super().step(epoch)
+
+
 class OneCycle:
     """A one-cycle schedule over a trainer's steps, which can be resumed in the middle.
 
@@ -113,7 +124,7 @@ class OneCycle:
                 )
                 checkpoint["lr_schedulers"].clear()
                 steps = max(1, int(steps) - done)
-        schedule = OneCycleLR(
+        schedule = _Cycle(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             # One step more than there are, so that the last one still moves the weights.
@@ -139,6 +150,7 @@ class EpochRandomness(pl.Callback):
 
     def __init__(self, seed: int):
         self.seed = seed
+        self._first = True
 
     def state_dict(self) -> dict[str, Any]:
         """The seed."""
@@ -153,6 +165,7 @@ class EpochRandomness(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed the order of the windows; across devices Lightning's sampler does it."""
+        first, self._first = self._first, False
         loader = trainer.train_dataloader
         sampler = loader.sampler if isinstance(loader, DataLoader) else None
         if isinstance(sampler, RandomSampler):
@@ -160,6 +173,10 @@ class EpochRandomness(pl.Callback):
         elif isinstance(sampler, DistributedSampler):
             # Across devices Lightning shuffles even where the user said not to.
             sampler.shuffle = getattr(vars(trainer).get("datamodule"), "shuffle", True)
+        if first and isinstance(loader, DataLoader) and loader.num_workers:
+            # Lightning has let workers fetch the first batches already, in another order.
+            assert trainer.fit_loop._data_fetcher is not None
+            iter(trainer.fit_loop._data_fetcher)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -484,7 +484,9 @@ class TwoStageTorchModel(StampedTorchModel):
             If the file is damaged, holds another model, or asks for code to be run.
         """
         with _refusing(path):
-            model = MixedCovariatesTorchModel.load(path, pl_trainer_kwargs, trusted, **kwargs)
+            model = MixedCovariatesTorchModel.load(
+                os.fspath(path), pl_trainer_kwargs, trusted, **kwargs
+            )
         _check_class(model, path)
         return model
 

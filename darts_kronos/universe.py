@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from darts import TimeSeries
 from darts.logging import get_logger
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ _SHARED = "100K"
 _loaded: dict[str, KronosModel] = {}
 """The model that this worker holds, by its backtest."""
 
+_turn = Lock()
+"""Held by the thread of this worker that backtests: threads share its model, and torch's random
+numbers."""
+
 
 def backtest_universe(
     model: KronosModel,
@@ -44,7 +50,8 @@ def backtest_universe(
 
     Joblib spreads the series over this machine's cores (its backend loky), or over whatever
     ``joblib.parallel_config`` says, such as the workers of a Dask cluster. Each worker gets the
-    model once. A series that fails does not stop the others.
+    model once; of a worker's threads one is at work at a time, so give a cluster processes. A
+    series that fails does not stop the others.
 
     Parameters
     ----------
@@ -54,7 +61,8 @@ def backtest_universe(
         Series by name, or a sequence whose names are their ``symbol`` in the metadata, else their
         places.
     metric
-        One or several of Darts' metrics, importable functions.
+        One or several of Darts' metrics, importable functions. The same may come several times,
+        with `metric_kwargs` of its own each.
     n_jobs
         Workers; -1 for one on each core, None for what ``joblib.parallel_config`` says.
     verbose
@@ -68,12 +76,14 @@ def backtest_universe(
     -------
     pandas.DataFrame
         A row for each series, in the order given: the mean of each metric over its forecasts, in
-        a column of the metric's name; NaN for a series that failed, whose column `error` says why.
+        a column of the metric's name ("mql 2" where it is the second of that name); NaN for a
+        series that failed, whose column `error` says why.
 
     Raises
     ------
     ValueError
-        If the model is not fitted, there are no series or no metric, or names repeat.
+        If the model is not fitted, `series` or `metric` is none, there are none of them, or names
+        of series repeat.
 
     Examples
     --------
@@ -86,9 +96,7 @@ def backtest_universe(
         raise ValueError("The model cannot be backtested before it is fitted or loaded.")
     named = _named(series)
     metrics = list(metric) if isinstance(metric, Sequence) else [metric]
-    if not metrics:
-        raise ValueError("`metric` must be one or several of Darts' metrics.")
-    names = [one.__name__ for one in metrics]
+    names = _metric_names(metrics)
     options = {
         "last_points_only": False,
         "show_warnings": False,
@@ -114,9 +122,30 @@ def backtest_universe(
     return table.loc[list(named)]
 
 
+def _metric_names(metrics: Sequence[Callable[..., Any]]) -> list[str]:
+    """Names of metrics for columns: the second of a name is "mql 2"."""
+    if not metrics or not all(hasattr(one, "__name__") for one in metrics):
+        raise ValueError(
+            "`metric` must be one or several of Darts' metrics; their parameters go into "
+            "`metric_kwargs`, a dict for each."
+        )
+    seen: Counter[str] = Counter()
+    names = []
+    for one in metrics:
+        seen[one.__name__] += 1
+        count = seen[one.__name__]
+        names.append(one.__name__ if count == 1 else f"{one.__name__} {count}")
+    return names
+
+
 def _named(series: Mapping[str, TimeSeries] | Sequence[TimeSeries]) -> dict[str, TimeSeries]:
     if isinstance(series, Mapping):
         named = dict(series)
+    elif isinstance(series, TimeSeries) or not isinstance(series, Sequence):
+        raise ValueError(
+            "`series` must be a mapping of names to series, or a sequence of series; got a "
+            f"{type(series).__name__}."
+        )
     else:
         names = [str((one.metadata or {}).get("symbol", i)) for i, one in enumerate(series)]
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -153,10 +182,12 @@ def _backtest(
 ) -> tuple[str, list[float] | None, str | None]:
     """A worker's task: name, mean of each metric or None, and what went wrong or None."""
     try:
-        if key not in _loaded:
-            _loaded.clear()
-            _loaded[key] = _unpack(packed)
-        scores = np.atleast_1d(_loaded[key].backtest(series, **options))
+        # Metrics ask joblib, too, which would send their parts through the cluster once more.
+        with _turn, parallel_config(backend="sequential"):
+            if key not in _loaded:
+                _loaded.clear()
+                _loaded[key] = _unpack(packed)
+            scores = np.atleast_1d(_loaded[key].backtest(series, **options))
         if scores.shape != (len(options["metric"]),):
             raise ValueError(
                 f"Each metric must give one number for a series, got {scores.shape} of "

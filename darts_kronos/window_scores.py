@@ -103,14 +103,18 @@ def window_forecasts(
 
 
 def levels_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:
-    """The size of the last value before each forecast (W,), above 0."""
-    starts = [actual.get_index_at_point(forecast.start_time()) for forecast in forecasts]
-    last = np.abs(actual.values(copy=False)[np.array(starts) - 1, 0])
-    return np.maximum(last, np.finfo(float).tiny)
+    """The size of the last value before each forecast (W,), above 0.
+
+    Where that is 0, as a volume may be, it is the mean size of all values before; 1 if these are 0.
+    """
+    starts = np.array([actual.get_index_at_point(one.start_time()) for one in forecasts])
+    sizes = np.abs(actual.values(copy=False)[:, 0]).astype(float)
+    last, means = sizes[starts - 1], sizes.cumsum()[starts - 1] / starts
+    return np.where(last > 0, last, np.where(means > 0, means, 1.0))
 
 
 def crps_of_windows(actual: TimeSeries, forecasts: Sequence[TimeSeries]) -> np.ndarray:
-    """CRPS of each forecast (W,), in units of the last value before it."""
+    """CRPS of each forecast (W,), in units of the last value before it: ``levels_of_windows``."""
     crps = np.asarray(mcrps([actual] * len(forecasts), list(forecasts)))
     return crps / levels_of_windows(actual, forecasts)
 

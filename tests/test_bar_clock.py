@@ -169,3 +169,34 @@ def test_bad_values_are_named_with_their_timestamp(fitted, series, frame):
         ValueError, match=f"'close' is nan at {frame.index[390]}".replace("+", r"\+")
     ):
         fitted.predict(4, bad)
+
+
+@pytest.mark.parametrize("freq", ["MS", "ME", "QS", "YE"])
+@pytest.mark.parametrize("zone", ["America/New_York", "Europe/London", None])
+def test_bars_of_months_follow_the_months_where_clocks_change(freq, zone):
+    times = pd.date_range("2004-01-01", periods=60, freq=freq, tz=zone)
+    frame = candle_frame(60)
+    series = candles.from_dataframe(frame.set_index(times)[:50])
+    assert series.has_datetime_index
+    pd.testing.assert_index_equal(
+        candles.timestamps(series), times[:50], check_names=False, exact="equiv"
+    )
+    grown = candles.append(series, frame.set_index(times)[50:])
+    assert (candles.timestamps(grown) == times).all()
+    index = series.time_index.append(
+        pd.date_range(series.end_time() + series.freq, periods=10, freq=freq)
+    )
+    coming = series.with_times_and_values(index, np.zeros((60, 6)))
+    assert (candles.timestamps(coming) == times).all()
+
+
+def test_a_skipped_midnight_of_a_month_is_shifted():
+    # Asuncion's clocks went forward at midnight of 2017-10-01.
+    times = pd.date_range("2017-01-01", periods=9, freq="MS", tz="America/Asuncion")
+    series = candles.from_dataframe(candle_frame(9).set_index(times))
+    index = pd.date_range("2017-01-01", periods=12, freq="MS")
+    found = candles.timestamps(series.with_times_and_values(index, np.zeros((12, 6))))
+    assert (
+        str(found[9]) == "2017-10-01 01:00:00-03:00"
+        and str(found[10])[:19] == "2017-11-01 00:00:00"
+    )

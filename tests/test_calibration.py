@@ -68,6 +68,20 @@ def test_errors_are_in_units_of_the_last_value_before_a_window(series):
     np.testing.assert_array_equal(found, close.values()[[49, 59], 0])
 
 
+def test_a_last_value_of_0_is_no_unit(fitted, series):
+    values = series.values(copy=True)
+    values[119::7, series.components.get_loc("volume")] = 0.0
+    gappy = series.with_values(values)[110:]
+    report = fitted.calibrate(
+        gappy, temperatures=[2.0], top_ps=[None], component="volume", stride=1, verbose=False
+    )
+    assert (report["CRPS"] < 10).all() and report["standard error"].notna().all()
+    volume = gappy["volume"]
+    found = window_scores.levels_of_windows(volume, [volume[10:16], volume[11:17]])
+    assert volume.values()[9, 0] == 0 and found[0] == pytest.approx(volume.values()[:10].mean())
+    assert window_scores.levels_of_windows(volume * 0, [volume[10:16]]) == [1.0]
+
+
 def test_the_error_of_a_difference_is_that_of_the_same_windows(fitted, series, monkeypatch):
     losses = iter([np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 5.0])])
     monkeypatch.setattr(calibration, "crps_of_windows", lambda *_: next(losses))

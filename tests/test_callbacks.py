@@ -127,6 +127,14 @@ class TestTuners:
         sizes = model.batch_size, model.model_params["tokenizer_batch_size"]
         assert sizes == ((8, found) if stage == "tokenizer" else (found, 4))
 
+    @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+    def test_trials_may_make_more_steps_than_the_run(self, tmp_path, monkeypatch, stage):
+        monkeypatch.chdir(tmp_path)
+        model = tiny_model(n_epochs=3, n_epochs_tokenizer=3)
+        found = model.scale_batch_size(candles(60), stage=stage)
+        assert found > 16
+        assert model.fit(candles(60)).predict(2).n_timesteps == 2
+
     def test_an_unknown_stage_is_refused(self):
         with pytest.raises(ValueError, match="tokenizer, predictor"):
             tiny_model().lr_find(candles(80), stage="first")

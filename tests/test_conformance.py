@@ -91,6 +91,14 @@ class TestSaving:
         found.fit(series)
         assert found.predict(**options) != fitted.predict(**options)
 
+    def test_copies_keep_the_precision_and_paths_may_be_objects(self, series, tmp_path):
+        trainer = TINY["pl_trainer_kwargs"] | {"precision": "64-true"}
+        model = tiny_model(pl_trainer_kwargs=trainer).fit(series)
+        model.save(tmp_path / "m.pt")
+        for found in (copy.deepcopy(model), KronosModel.load(tmp_path / "m.pt")):
+            assert {one.dtype for one in found.model.parameters()} == {torch.float64}
+            assert found.predict(3, random_state=1) == model.predict(3, random_state=1)
+
     @pytest.mark.parametrize("clean", [False, True])
     def test_an_unfitted_model_may_be_saved_and_says_that_it_is(self, tmp_path, clean):
         path = str(tmp_path / "m.pt")

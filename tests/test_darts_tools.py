@@ -108,6 +108,27 @@ def test_ensembles_of_fitted_models_have_joint_paths(fitted, series):
     assert found.n_samples == 6 and list(found.components) == COMPONENTS
 
 
+@pytest.mark.parametrize("kind", [NaiveEnsembleModel, RegressionEnsembleModel, ConformalNaiveModel])
+def test_models_around_it_are_saved_and_loaded(fitted, series, tmp_path, kind):
+    options = {
+        NaiveEnsembleModel: {"train_forecasting_models": False},
+        RegressionEnsembleModel: {
+            "train_forecasting_models": False,
+            "regression_train_n_points": 12,
+        },
+        ConformalNaiveModel: {"quantiles": QUANTILES},
+    }[kind]
+    around = kind(fitted if kind is ConformalNaiveModel else [fitted], **options)
+    if kind is RegressionEnsembleModel:
+        around.fit(series[:100])
+    path = str(tmp_path / "around.pkl")
+    around.save(path)
+    found = [
+        one.predict(3, series=series[:120], random_state=1) for one in (around, kind.load(path))
+    ]
+    assert found[0] == found[1]
+
+
 def test_an_ensemble_trains_its_members_and_gives_their_mean(series):
     greedy = {"top_k": 1, "num_point_samples": 1}
     members = [tiny_model(**greedy), tiny_model(random_state=9, **greedy)]

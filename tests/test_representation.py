@@ -157,6 +157,21 @@ class TestValidCandles:
         valid = representation_named("window", COMPONENTS, 5.0).valid(wild - 500, context)
         assert (valid[..., 3] < 0).any()
 
+    @pytest.mark.parametrize(
+        "names", [["high", "low", "close"], ["open", "high", "low"], ["high", "close"]]
+    )
+    def test_a_subset_of_prices_is_in_order(self, names):
+        wild, context = self.paths()
+        columns = [COMPONENTS.index(name) for name in names]
+        representation = representation_named("window", names, 5.0)
+        valid = representation.valid(wild[..., columns], context[..., columns])
+        assert (valid[..., names.index("high")] == valid.amax(dim=-1)).all()
+        if "low" in names:
+            assert (valid[..., names.index("low")] == valid.amin(dim=-1)).all()
+        same = [i for i, name in enumerate(names) if name in ("open", "close")]
+        kept = wild[..., [columns[i] for i in same]]
+        torch.testing.assert_close(valid[..., same], kept.maximum(valid[..., same]))
+
     def test_a_subset_of_prices_is_kept_positive_without_an_order(self):
         wild, context = self.paths()
         representation = representation_named("window", ["close", "volume"], 5.0)

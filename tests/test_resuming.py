@@ -94,12 +94,29 @@ def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path, stage, epoch, ro
             )
 
 
+def test_a_run_with_workers_goes_on_as_if_nothing_had_happened(tmp_path):
+    kwargs, workers = TINY["pl_trainer_kwargs"], {"dataloader_kwargs": {"num_workers": 1}}
+    whole = training(tmp_path, "whole").fit(candles(90), **workers)
+    cut = training(tmp_path, pl_trainer_kwargs=kwargs | {"callbacks": [InterruptAt(2)]})
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(candles(90), **workers)
+    model = training_of(tmp_path)
+    model.fit(candles(90), **workers)
+    losses = [one.training_history["train_loss"].to_numpy() for one in (model, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    # And workers change nothing of what is learned.
+    alone = training(tmp_path, "alone").fit(candles(90)).training_history["train_loss"]
+    np.testing.assert_allclose(alone, losses[1], rtol=1e-4)
+
+
 def training_of(work_dir):
     model = KronosModel.load_from_checkpoint("run", str(work_dir), best=False, trusted=True)
-    # The callback that killed the run is part of what was saved.
+    # The callback that ended the run is part of what was saved.
     for params in (model.trainer_params, model.tokenizer_trainer_kwargs):
         params["callbacks"] = [
-            one for one in params.get("callbacks", []) if not isinstance(one, KillAfter)
+            one
+            for one in params.get("callbacks", [])
+            if not isinstance(one, (KillAfter, InterruptAt))
         ]
     return model
 

@@ -271,11 +271,12 @@ class TestPath:
             write(predictor)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_defaults_of_tensors_do_not_matter(self, predictor):
+    @pytest.mark.parametrize("sampling", [GREEDY, Sampling()], ids=["greedy", "all"])
+    def test_defaults_of_tensors_do_not_matter(self, predictor, sampling):
         with ready(predictor):
             try:
                 torch.set_default_dtype(torch.float64)
-                assert write(predictor, stamps=False, sampling=Sampling()) is not None
+                assert write(predictor, stamps=False, sampling=sampling) is not None
             finally:
                 torch.set_default_dtype(torch.float32)
 

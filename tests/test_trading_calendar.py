@@ -1,6 +1,8 @@
 """The bar clock: bar numbers and timestamps, past and to come."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import exchange_calendars
 import numpy as np
@@ -218,6 +220,23 @@ class TestFuture:
         assert TradingCalendar(times).times(np.array([20_000]))[0].year == 2025
 
 
+def test_threads_that_ask_at_once_get_the_same_bars_to_come():
+    times = session_bars("XNYS", "2025-01-02", "2025-02-28", "5min", "left")
+    known, numbers = len(times) // 2, np.arange(len(times) // 2, len(times) + 2000)
+    expected = TradingCalendar(times[:known]).times(numbers)
+    for _ in range(5):
+        calendar, start = TradingCalendar(times[:known]), Barrier(8)
+
+        def ask(i, calendar=calendar, start=start):
+            start.wait()
+            return calendar.times(numbers[: 300 * (i + 1)])
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(ask, range(8)))
+        found.append(calendar.times(numbers))
+        assert all((one == expected[: len(one)]).all() for one in found)
+
+
 class TestErrors:
     def test_an_unknown_exchange_names_those_there_are(self):
         with pytest.raises(ValueError, match="no exchange calendar 'NOPE'.*XNYS"):
@@ -228,9 +247,15 @@ class TestErrors:
             TradingCalendar(NEW_YORK[:2000], "XHKG")
 
     def test_long_bars_have_no_sessions(self):
-        times = pd.date_range("2024-01-05", periods=30, freq="W")
-        with pytest.raises(ValueError, match="for daily and shorter bars"):
-            TradingCalendar(times, "XNYS")
+        # With a hundred bars clocks have changed in between.
+        for freq, count, zone in (
+            ("W", 30, None),
+            ("W-FRI", 100, None),
+            ("BME", 100, "America/New_York"),
+        ):
+            times = pd.date_range("2020-01-03", periods=count, freq=freq, tz=zone)
+            with pytest.raises(ValueError, match="for daily and shorter bars"):
+                TradingCalendar(times, "XNYS")
 
     @pytest.mark.parametrize(
         ("times", "message"),

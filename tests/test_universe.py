@@ -1,9 +1,12 @@
 """Backtests of many series: on any number of workers the same, and one that fails stops none."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import joblib
 import numpy as np
 import pytest
-from darts.metrics import mae, mcrps
+from darts.metrics import mae, mcrps, mql
 from factories import candles, tiny_model
 
 from darts_kronos.universe import backtest_universe
@@ -68,6 +71,34 @@ def test_a_dask_cluster_finds_the_same(model, universe, alone):
     check(table, alone)
 
 
+@pytest.mark.parametrize("backend", ["threading", "dask"])
+def test_threads_of_a_worker_do_not_disturb_each_other(model, backend):
+    universe = {f"S{seed}": candles(60 + seed, seed=seed) for seed in range(6)}
+    alone = backtest_universe(model, universe, [mae, mcrps], n_jobs=1, verbose=False, **OPTIONS)
+    cluster = client = nullcontext()
+    if backend == "dask":
+        distributed = pytest.importorskip("distributed")
+        cluster = distributed.LocalCluster(
+            n_workers=1, threads_per_worker=4, dashboard_address=None, processes=False
+        )
+        client = distributed.Client(cluster)
+    with cluster, client, joblib.parallel_config(backend=backend, n_jobs=4):
+        table = backtest_universe(
+            model, universe, [mae, mcrps], n_jobs=None, verbose=False, **OPTIONS
+        )
+    check(table, alone)
+
+
+def test_a_metric_may_come_twice_with_parameters_of_its_own(model):
+    quantiles = {"metric": [mql, mql], "metric_kwargs": [{"q": 0.1}, {"q": 0.9}]}
+    table = backtest_universe(model, [candles(60)], **quantiles, n_jobs=1, verbose=False, **OPTIONS)
+    expected = model.backtest(
+        candles(60), **quantiles, retrain=False, last_points_only=False, **OPTIONS
+    )
+    np.testing.assert_allclose(table[["mql", "mql 2"]].iloc[0].astype(float), expected)
+    assert expected[0] != expected[1]
+
+
 def test_names_come_from_the_metadata_or_the_place(model):
     named = candles(40).with_metadata({"symbol": "XYZ"})
     table = backtest_universe(model, [named, candles(40)], mae, n_jobs=1, verbose=False, **OPTIONS)
@@ -95,6 +126,10 @@ def test_bad_input_is_refused(model):
         backtest_universe(model, {}, mae)
     with pytest.raises(ValueError, match="metric"):
         backtest_universe(model, [candles(40)], [])
+    with pytest.raises(ValueError, match="`metric_kwargs`, a dict for each"):
+        backtest_universe(model, [candles(40)], partial(mae))
+    with pytest.raises(ValueError, match="a sequence of series; got a TimeSeries"):
+        backtest_universe(model, candles(40), mae)
     twice = [candles(40).with_metadata({"symbol": "XYZ"})] * 2
     with pytest.raises(ValueError, match="XYZ"):
         backtest_universe(model, twice, mae)

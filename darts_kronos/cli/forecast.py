@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from darts_kronos import candles
 from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.console import say
-from darts_kronos.cli.data import label, read
+from darts_kronos.cli.data import ENDINGS, label, read
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.files import written
 from darts_kronos.cli.fitted import load
@@ -72,8 +73,12 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} must be at least 1, got {value}.")
     if not all(0 <= q <= 1 for q in arguments.quantiles):
         raise UsageError(f"--quantiles must lie in [0, 1], got {list(arguments.quantiles)}.")
-    if len(set(arguments.quantiles)) < len(arguments.quantiles):
-        raise UsageError(f"--quantiles must differ, got {list(arguments.quantiles)}.")
+    if len({f"{q:.3f}" for q in arguments.quantiles}) < len(arguments.quantiles):
+        raise UsageError(
+            f"--quantiles must differ, to three digits, got {list(arguments.quantiles)}."
+        )
+    if arguments.out and Path(arguments.out).suffix.lower() not in ENDINGS:
+        raise UsageError(f"--out: {arguments.out}: the ending must be one of {', '.join(ENDINGS)}.")
     if arguments.plot:
         known = sorted(FigureCanvasBase.filetypes)
         if Path(arguments.plot).suffix.lower().lstrip(".") not in known:
@@ -124,13 +129,18 @@ def _show(paths: list[TimeSeries], series: list[TimeSeries], num_samples: int) -
 
 
 def _draw(path: str, series: list[TimeSeries], paths: list[TimeSeries], context: int) -> None:
+    drawn: Counter[str] = Counter()
     for one, history in zip(paths, series, strict=True):
         name = label(history, series)
         title = f"{len(one)} bars ahead" if len(series) == 1 else f"{name}: {len(one)} bars ahead"
         figure = plot_forecast(history[-context:], one, title=title)
         target = Path(path)
         if len(series) > 1:
-            target = target.with_stem(f"{target.stem}_{name.replace('/', '_')}")
+            own = name.replace("/", "_")
+            drawn[own] += 1
+            # Files of one symbol have one name.
+            own += f"_{drawn[own]}" if drawn[own] > 1 else ""
+            target = target.with_stem(f"{target.stem}_{own}")
         with written(target) as unfinished:
             figure.savefig(unfinished, dpi=PICTURE_DPI)
         say(f"drawn: {target}")

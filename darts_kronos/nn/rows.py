@@ -187,7 +187,7 @@ class RowPredictor(_Weights):
             eps,
         )
         if sampling[1] == 1:
-            numbers = torch.zeros(n, 2, B * num_samples, device="cpu")
+            numbers = torch.zeros(n, 2, B * num_samples, dtype=torch.float32, device="cpu")
         else:
             numbers = stratified(n, B, num_samples, torch.device("cpu"))
         uniforms = numbers.permute(2, 0, 1).contiguous().numpy()
