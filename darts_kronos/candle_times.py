@@ -18,6 +18,9 @@ _EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 1e19
 _FIRST_DATE, _LAST_DATE = 19000101, 22001231
 """Whole numbers between these are dates, such as 20191126."""
 
+_LAST_MINUTE = 2359
+"""A whole number above this is a time of day with seconds, such as 93000; others are as 930."""
+
 _COMPACT = {4: "%Y%m%d%H%M", 6: "%Y%m%d%H%M%S", 9: "%Y%m%d%H%M%S%f"}
 """Digits after those of the date, and what all say together, as in 201911260935. As numbers since
 1970 these would be milliseconds of 1976, and years after 2570."""
@@ -31,10 +34,11 @@ def read_timestamps(
     Parameters
     ----------
     df
-        Timestamps in a column named in ``TIME_COLUMNS`` (a date and a time column are joined), or
-        in the index: datetimes, text, whole dates such as 20191126, with the time of the day behind
-        them in 201911260935, 20191126093500 or 20191126093500000, or seconds, milli-, micro- or
-        nanoseconds since 1970, which are UTC.
+        Timestamps in a column named in ``TIME_COLUMNS`` (a date and a time column are joined; times
+        may be whole numbers, 930 or 93000 for half past nine), or in the index: datetimes, text,
+        whole dates such as 20191126, with the time of the day behind them in 201911260935,
+        20191126093500 or 20191126093500000, or seconds, milli-, micro- or nanoseconds since 1970,
+        which are UTC.
     time_format
         Format of text, as of ``pandas.to_datetime``; None finds it.
     timezone
@@ -108,8 +112,12 @@ def _raw(df: pd.DataFrame) -> pd.Series:
     by_name = {name: column_named(df, name) for name in TIME_COLUMNS}
     named = [name for name in TIME_COLUMNS if by_name[name] is not None]
     if named == ["date", "time"]:
-        date, time = (df[by_name[name]].astype(str).str.strip() for name in named)
-        return date + " " + time
+        date, time = (df[by_name[name]] for name in named)
+        text = time.astype(str).str.strip()
+        if pd.api.types.is_integer_dtype(time.dtype) and len(time):
+            # As a number, 0930 has lost its zero.
+            text = text.str.zfill(4 if time.max() <= _LAST_MINUTE else 6)
+        return date.astype(str).str.strip() + " " + text
     if named:
         return df[by_name[named[0]]]
     in_index = str(df.index.name).strip().lower() in TIME_COLUMNS

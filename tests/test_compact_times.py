@@ -18,3 +18,19 @@ def test_milliseconds_of_1976_are_no_dates():
     times = pd.DatetimeIndex(["1976-05-03 09:35", "1976-05-03 09:40", "1976-05-04 13:05"])
     series = candles.from_dataframe(frame.assign(time=times.as_unit("ms").asi8))
     assert list(candles.timestamps(series)) == list(times.tz_localize("UTC"))
+
+
+@pytest.mark.parametrize(
+    ("form", "time_format"), [("%H%M", "%Y%m%d %H%M"), ("%H%M%S", "%Y%m%d %H%M%S")]
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_times_of_day_that_are_numbers_have_lost_their_zeros(form, time_format, given):
+    times = pd.date_range("2024-01-03", periods=60, freq="90min")
+    frame = candle_frame(60).assign(
+        date=times.strftime("%Y%m%d").astype(int), time=times.strftime(form).astype(int)
+    )
+    assert frame["time"].iloc[0] == 0 and frame["time"].iloc[1] in (130, 13000)
+    series = candles.from_dataframe(
+        frame.reset_index(drop=True), time_format=time_format if given else None
+    )
+    assert (candles.timestamps(series) == times).all()
