@@ -19,7 +19,7 @@ import torch
 from darts.logging import get_logger
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from torch import Tensor, distributed, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from torchmetrics import Metric
 
@@ -81,13 +81,14 @@ class CodebookUsage(Metric):
         return self.seen.mean()
 
 
-class _Cycle(OneCycleLR):
-    """A one-cycle schedule that stays where it ends.
+class OneCycleLR(lr_scheduler.OneCycleLR):
+    """Torch's one-cycle schedule, which stays where it ends instead of failing.
 
     Trials of Lightning's tuner make a run's steps again and again, but not its schedule.
     """
 
     def step(self, epoch: int | None = None) -> None:
+        """Go on by one step, as long as there are any."""
         if self.last_epoch < self.total_steps - 1:
             super().step(epoch)
 
@@ -124,7 +125,7 @@ class OneCycle:
                 )
                 checkpoint["lr_schedulers"].clear()
                 steps = max(1, int(steps) - done)
-        schedule = _Cycle(
+        schedule = OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             # One step more than there are, so that the last one still moves the weights.
