@@ -14,6 +14,14 @@ from darts_kronos.hub import names_weights
 LORA_TARGETS = ("qkv", "query", "key_value", "out", "gate_value", "down")
 """Layers that LoRA works on, if the user names none: all of attention and feed-forward."""
 
+_LORA_VALUES: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "use_dora": (False,),
+    "modules_to_save": (None, []),
+    "init_lora_weights": (True, False, "gaussian"),
+}
+"""Values of peft's parameters that do what they say; others need the weights, or more to train."""
+
 Network = TypeVar("Network", bound=nn.Module)
 
 _LORA_MISSING = (
@@ -88,6 +96,13 @@ def _lora_config(lora: Mapping[str, Any]) -> Any:
         raise ValueError(f"`lora`={lora!r} is not what peft's LoraConfig takes: {error}") from error
     if not isinstance(config.r, int) or config.r < 1:
         raise ValueError(f"`lora`: `r` must be an integer >= 1, got {config.r!r}.")
+    for name, allowed in _LORA_VALUES.items():
+        if getattr(config, name, None) not in allowed:
+            raise ValueError(
+                f"`lora`: `{name}` must be {' or '.join(map(repr, allowed))}, got "
+                f"{getattr(config, name)!r}: updates alone are learned, and they are added before "
+                "the weights are read."
+            )
     return config
 
 

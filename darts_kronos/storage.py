@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import glob
 from zipfile import BadZipFile
 
 from filelock import FileLock, Timeout
@@ -116,3 +117,22 @@ def replacing(path: str) -> Iterator[str]:
             os.replace(os.path.join(aside, written), os.path.join(folder, written))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def refusing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a file that cannot be loaded that it cannot."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be loaded as a KronosModel: {error or type(error).__name__}"
+        ) from error
+
+
+def newest(folder: str) -> str | None:
+    """The newest checkpoint in a folder, if there is one."""
+    found = glob(os.path.join(folder, "*.ckpt"))
+    return max(found, key=os.path.getmtime) if found else None

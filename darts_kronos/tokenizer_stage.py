@@ -24,6 +24,7 @@ from darts_kronos.training import (
     StageLog,
     TrainingHistory,
     attached,
+    forget_earlier_runs,
     listed,
 )
 
@@ -153,6 +154,12 @@ class TokenizerTraining:
             batch_size=batch_size,
             dataloader_kwargs=dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle),
         )
+        if len(self.windows.train_dataloader()) == 0:
+            raise ValueError(
+                f"`drop_last` leaves the tokenizer no batch: the set has "
+                f"{len(datamodule.train_dataset)} windows, a batch {batch_size} "
+                "(`tokenizer_batch_size`)."
+            )
         inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
         params = {
             "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,
@@ -205,6 +212,8 @@ class TokenizerTraining:
             own.append(best)
             if start_loss is not None:
                 best.consider(start_loss, self.stage)
+        if ckpt_path is None:
+            forget_earlier_runs(self.trainer)
         with not_autologged(), attached(self.trainer, *own):
             self.trainer.fit(self.stage, datamodule=self.windows, ckpt_path=ckpt_path)
         best.put_back(self.stage)

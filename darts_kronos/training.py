@@ -17,7 +17,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
-from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from torch import Tensor, distributed, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
@@ -239,10 +244,16 @@ class TrainingHistory(pl.Callback):
     def __init__(self, stage: str, rows: list[dict[str, Any]]):
         self.stage = stage
         self.rows = rows
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch has been validated."""
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the epoch's values."""
-        names = [f"{role}_{name}" for role in ("train", "val") for name in LOG_MEANING]
+        """Keep the epoch's values; where it was not validated, Lightning has those of another."""
+        roles, self._validated = ("train", "val") if self._validated else ("train",), False
+        names = [f"{role}_{name}" for role in roles for name in LOG_MEANING]
         logged = trainer.callback_metrics
         epoch = 1 + sum(row["stage"] == self.stage and row["epoch"] > 0 for row in self.rows)
         values = {name: float(logged[name]) for name in names if name in logged}
@@ -356,6 +367,24 @@ class CarryBack(pl.Callback):
             for one, state in zip(self.callbacks, states, strict=True):
                 one.load_state_dict(state)
         shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
+
+
+def forget_earlier_runs(trainer: pl.Trainer) -> None:
+    """Let a trainer's callbacks begin anew that judge epochs by those before.
+
+    They outlive a fit, and so would hold its best epoch, of other series and perhaps other tokens,
+    against those of the next.
+    """
+    present: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009
+    for one in present:
+        if isinstance(one, ModelCheckpoint):
+            one.best_model_path = one.kth_best_model_path = ""
+            one.best_model_score = one.current_score = None
+            one.best_k_models = {}
+        elif isinstance(one, EarlyStopping):
+            one.wait_count = one.stopped_epoch = 0
+            worst = torch.tensor(torch.inf)
+            one.best_score = worst if one.monitor_op == torch.lt else -worst
 
 
 def listed(callbacks: pl.Callback | Sequence[pl.Callback] | None) -> list[pl.Callback]:

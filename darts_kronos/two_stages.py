@@ -1,4 +1,4 @@
-"""The two stages of ``fit``: training, interruptions, checkpoints and resuming of both."""
+"""The two stages of ``fit``: training, interruptions and resuming of both."""
 
 from __future__ import annotations
 
@@ -7,32 +7,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from glob import glob
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
-from darts.models.forecasting.torch_forecasting_model import (
-    CHECKPOINTS_FOLDER,
-    DEFAULT_DARTS_FOLDER,
-    INIT_MODEL_NAME,
-    MixedCovariatesTorchModel,
-    load_ckpt_safely,
-    load_wrapper_safely,
-)
 from darts.typing import TimeSeriesLike
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
-from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.finetuning import trainable
 from darts_kronos.hub import names_weights
 from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import PREDICTOR_GRADIENT_CLIP, tokenizer_epochs, tuning_rate
-from darts_kronos.storage import UNREADABLE, held, saying_what_was_not_written
+from darts_kronos.storage import newest
+from darts_kronos.stored_runs import StoredTorchModel
 from darts_kronos.tokenizer_stage import TokenizerTraining
 from darts_kronos.training import (
     EpochRandomness,
@@ -40,6 +30,7 @@ from darts_kronos.training import (
     NameStage,
     TrainingHistory,
     attached,
+    forget_earlier_runs,
 )
 from darts_kronos.zero_shot import judge, note, noted, validation_loss
 
@@ -47,11 +38,8 @@ logger = get_logger(__name__)
 
 STAGES = ("tokenizer", "predictor")
 
-TOKENIZER_CHECKPOINTS = "checkpoints_tokenizer"
-"""Folder of the tokenizer stage's checkpoints, beside Darts' ``checkpoints``."""
 
-
-class TwoStageTorchModel(StampedTorchModel):
+class TwoStageTorchModel(StoredTorchModel):
     """A Darts torch model whose ``fit`` trains a tokenizer, then a predictor."""
 
     # Set by lr_find and scale_batch_size: the stage that they are about.
@@ -59,16 +47,6 @@ class TwoStageTorchModel(StampedTorchModel):
 
     # Set by fit: whether a fitted tokenizer is trained again.
     _retrain_tokenizer = False
-
-    # Epochs of the run whose checkpoint the next fit goes on from.
-    _planned_epochs: int | None = None
-
-    # The folder in which this model has saved checkpoints.
-    _kept_in: str | None = None
-
-    # What both stages logged, and the checkpoint that the next fit's tokenizer stage goes on from.
-    _history: list[dict[str, Any]]
-    _tokenizer_ckpt_path: str | None
 
     # Darts sets these; the type checker cannot see it.
     batch_size: int
@@ -128,6 +106,13 @@ class TwoStageTorchModel(StampedTorchModel):
                 f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
                 f"windows, a batch {datamodule.batch_size}."
             )
+        never = trainer.check_val_every_n_epoch or 1
+        if load_best and (not trainer.limit_val_batches or never > (trainer.max_epochs or never)):
+            raise ValueError(
+                "`load_best=True` needs an epoch that is validated: `limit_val_batches` is "
+                f"{trainer.limit_val_batches}, `check_val_every_n_epoch` "
+                f"{trainer.check_val_every_n_epoch}, of {trainer.max_epochs} epochs."
+            )
         known = len(self._history)
         try:
             with interruptible():
@@ -147,11 +132,17 @@ class TwoStageTorchModel(StampedTorchModel):
         datamodule: TorchDataModule,
         load_best: bool,
     ) -> None:
+        if self._retrain_tokenizer and self.model is not None:
+            # A checkpoint that was loaded would bring its tokenizer back.
+            self.load_ckpt_path = None
         trained = self._stages_due(model, trainer)
         if not trained:
             self._take_as_it_is(model, trainer)
             return
         goes_on, rate = self._goes_on_trained, tuning_rate(self._model_params)
+        known, before = len(self._history), None
+        if goes_on and len(trained) > 1:
+            before = deepcopy(model.state_dict())
         if goes_on and rate is not None:
             model.optimizer_kwargs = {**model.optimizer_kwargs, "lr": rate}
         # Drawn at once, so that the second stage does not depend on where the first began.
@@ -174,7 +165,14 @@ class TwoStageTorchModel(StampedTorchModel):
                 start = validation_loss(model, datamodule, trainer, self.trainer_params)
             best.consider(start, model)
         if "predictor" in trained:
-            self._train_predictor(model, datamodule, trainer, seed, load_best, best, validated)
+            try:
+                self._train_predictor(model, datamodule, trainer, seed, load_best, best, validated)
+            except Exception:
+                if before is not None:
+                    # The predictor cannot read the new tokenizer's tokens.
+                    model.load_state_dict(before)
+                    del self._history[known:]
+                raise
         else:
             self._take_as_it_is(model, trainer)
         if validated and not goes_on and zero_shot is not None:
@@ -195,6 +193,10 @@ class TwoStageTorchModel(StampedTorchModel):
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")
+        if self.load_ckpt_path is None:
+            forget_earlier_runs(trainer)
+        else:
+            self._warn_of_nothing_left(trainer)
         extra: list[pl.Callback] = [
             TrainingHistory("predictor", self._history),
             EpochRandomness(seed + 1),
@@ -219,6 +221,15 @@ class TwoStageTorchModel(StampedTorchModel):
             model.forget_tokens()
         if keep_best:
             best.put_back(self.model)
+
+    def _warn_of_nothing_left(self, trainer: pl.Trainer) -> None:
+        """Say that the run of a checkpoint was finished, if there is no epoch left."""
+        if 0 <= (trainer.max_epochs or -1) <= self._epochs_done:
+            logger.warning(
+                f"The run of {self.load_ckpt_path} was finished: `fit` trains nothing. Ask for "
+                f"more than its {self._epochs_done} epochs (`epochs`); or to train it further, "
+                "`save` it, and `fit` what `load` gives."
+            )
 
     def _note_zero_shot_losses(
         self,
@@ -306,7 +317,7 @@ class TwoStageTorchModel(StampedTorchModel):
         self, model: KronosModule, datamodule: TorchDataModule, trainer: pl.Trainer, seed: int
     ) -> int:
         ckpt_path, self._tokenizer_ckpt_path = self._tokenizer_ckpt_path, None
-        with self._saying_what_is_left_of_stage_one():
+        with self._saying_what_is_left_of_stage_one(ckpt_path):
             training = self._tokenizer_training(model, datamodule, trainer)
             start = noted("tokenizer", self._history) if self.model is None else None
             return training.fit(self._history, seed, ckpt_path, start)
@@ -392,46 +403,20 @@ class TwoStageTorchModel(StampedTorchModel):
         wanted = self._model_params.get("log_tensorboard")
         return bool(wanted) and self._tensorboard("logs_tokenizer")
 
-    @property
-    def _folder(self) -> str:
-        return os.path.join(self.work_dir, self.model_name)
-
     @contextmanager
-    def _keeping_its_folder(self) -> Iterator[None]:
-        """Train with the model's folder to itself, if it saves checkpoints there.
-
-        Raises
-        ------
-        ValueError
-            If another model is being trained under this name, or has left checkpoints there.
-        OSError
-            If a checkpoint cannot be written; those before it are whole.
-        """
-        if not self.save_checkpoints or getattr(rank_zero_only, "rank", 0) != 0:
-            yield
-            return
-        folder = os.path.abspath(self._folder)
-        with held(folder, f"A model called {self.model_name!r}"):
-            kept = (os.path.join(folder, CHECKPOINTS_FOLDER), self._tokenizer_checkpoints)
-            if self._kept_in != folder and any(_newest(one) for one in kept):
-                raise ValueError(
-                    f"{folder!r} holds checkpoints of another model called {self.model_name!r}: go "
-                    "on with that one (`load_from_checkpoint`), give another `model_name`, or "
-                    "make the model with `force_reset=True`, which removes them."
-                )
-            self._kept_in = folder
-            with saying_what_was_not_written(folder):
-                yield
-
-    @contextmanager
-    def _saying_what_is_left_of_stage_one(self) -> Iterator[None]:
+    def _saying_what_is_left_of_stage_one(self, ckpt_path: str | None) -> Iterator[None]:
         known, module = len(self._history), self.model
+        # Of another fit's, unless this one goes on from it.
+        older = newest(self._tokenizer_checkpoints)
+        written = os.path.getmtime(older) if older else None
         before = {} if module is None else deepcopy(module.tokenizer.state_dict())
         try:
             with interruptible():
                 yield
         except KeyboardInterrupt:
-            saved = _newest(self._tokenizer_checkpoints) if self.save_checkpoints else None
+            saved = newest(self._tokenizer_checkpoints) if self.save_checkpoints else None
+            if saved is not None and saved == older and os.path.getmtime(saved) == written:
+                saved = ckpt_path
             self._tokenizer_ckpt_path = saved
             self._fit_called = False
             if module is not None:
@@ -454,147 +439,3 @@ class TwoStageTorchModel(StampedTorchModel):
                 module.tokenizer.load_state_dict(before)
                 del self._history[known:]
             raise
-
-    @property
-    def _tokenizer_checkpoints(self) -> str:
-        return os.path.join(self._folder, TOKENIZER_CHECKPOINTS)
-
-    @staticmethod
-    def load(
-        path: str,
-        pl_trainer_kwargs: dict[str, Any] | None = None,
-        trusted: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a model that ``save`` wrote.
-
-        Parameters
-        ----------
-        path, pl_trainer_kwargs, trusted, **kwargs
-            See Darts' method of this name. Unless it is `trusted`, no code in the file is run.
-
-        Returns
-        -------
-        KronosModel
-            The model.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged, holds another model, or asks for code to be run.
-        """
-        with _refusing(path):
-            model = MixedCovariatesTorchModel.load(
-                os.fspath(path), pl_trainer_kwargs, trusted, **kwargs
-            )
-        _check_class(model, path)
-        return model
-
-    def load_weights_from_checkpoint(
-        self,
-        model_name: str | None = None,
-        work_dir: str | None = None,
-        file_name: str | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Take the weights of a checkpoint; see Darts' method of this name.
-
-        Raises
-        ------
-        ValueError
-            If the models differ, or a file is damaged or asks for code to be run.
-        """
-        with _refusing(file_name or str(model_name)):
-            super().load_weights_from_checkpoint(model_name, work_dir, file_name, *args, **kwargs)
-
-    @staticmethod
-    def load_from_checkpoint(
-        model_name: str,
-        work_dir: str | None = None,
-        file_name: str | None = None,
-        best: bool = True,
-        trusted: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a model that was created with ``save_checkpoints=True``, to use it or to go on.
-
-        ``fit`` on it, with the same series, resumes the run where it was cut off: in the predictor
-        stage from `file_name`, or the best or the last epoch; in the tokenizer stage from its last
-        epoch. From the last epoch it takes the same steps as if nothing had happened.
-
-        Parameters
-        ----------
-        model_name, work_dir, file_name, best, trusted, **kwargs
-            See Darts' method of this name.
-
-        Returns
-        -------
-        KronosModel
-            The model. If no epoch of the predictor stage was finished, it cannot forecast yet.
-
-        Raises
-        ------
-        ValueError
-            If there is no such model, no epoch was finished, or a file is damaged, holds another
-            model, or asks for code to be run.
-        """
-        folder = os.path.join(
-            work_dir or os.path.join(os.getcwd(), DEFAULT_DARTS_FOLDER), model_name
-        )
-        base = os.path.join(folder, INIT_MODEL_NAME)
-        finished = glob(os.path.join(folder, CHECKPOINTS_FOLDER, "*.ckpt"))
-        first_stage = _newest(os.path.join(folder, TOKENIZER_CHECKPOINTS))
-        if finished or not os.path.exists(base):
-            with _refusing(folder):
-                model = MixedCovariatesTorchModel.load_from_checkpoint(
-                    model_name, work_dir, file_name, best, trusted, **kwargs
-                )
-            _check_class(model, base)
-            model._kept_in = os.path.abspath(folder)
-            loaded = load_ckpt_safely(
-                load_fn=torch.load, path=model.load_ckpt_path, trusted=trusted, map_location="cpu"
-            )
-            rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
-            model._history = [dict(row) for row in rows]
-            model._planned_epochs = loaded.get("planned_epochs")
-            return model
-        if first_stage is None:
-            raise ValueError(
-                f"There is no checkpoint of model {model_name!r} in {folder}: no epoch was "
-                "finished."
-            )
-        logger.info(f"Stage 1 of 2 is not finished: `fit` goes on from {first_stage}.")
-        with _refusing(base):
-            model = load_wrapper_safely(
-                path=base, trusted=trusted, map_location=kwargs.get("map_location")
-            )
-        _check_class(model, base)
-        model._kept_in = os.path.abspath(folder)
-        model._fit_called = False
-        model._tokenizer_ckpt_path = first_stage
-        return model
-
-
-@contextmanager
-def _refusing(path: str) -> Iterator[None]:
-    """Say of a file that cannot be loaded that it cannot."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be loaded as a KronosModel: {error or type(error).__name__}"
-        ) from error
-
-
-def _check_class(model: object, path: str) -> None:
-    if not isinstance(model, TwoStageTorchModel):
-        raise ValueError(f"{str(path)!r} holds a {type(model).__name__}, not a KronosModel.")
-
-
-def _newest(folder: str) -> str | None:
-    """The newest checkpoint in a folder, if there is one."""
-    found = glob(os.path.join(folder, "*.ckpt"))
-    return max(found, key=os.path.getmtime) if found else None
