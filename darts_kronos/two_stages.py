@@ -137,6 +137,11 @@ class TwoStageTorchModel(StoredTorchModel):
             self.load_ckpt_path = None
         trained = self._stages_due(model, trainer)
         if not trained:
+            if self.enable_finetuning:
+                raise ValueError(
+                    f"`enable_finetuning`={self.enable_finetuning!r} and the epochs of both stages "
+                    "leave nothing to train."
+                )
             self._take_as_it_is(model, trainer)
             return
         goes_on, rate = self._goes_on_trained, tuning_rate(self._model_params)

@@ -110,6 +110,10 @@ class TestWhatMoves:
         (True, {"lora": 8}, "`lora` must be a dict"),
         (True, {"lora": {"rank": 8}}, "not what peft's LoraConfig takes"),
         (True, {"lora": {"r": 0}}, "`r` must be an integer >= 1"),
+        (True, {"lora": {"use_dora": True}}, "`use_dora` must be False, got True"),
+        (True, {"lora": {"bias": "all"}}, "`bias` must be 'none', got 'all'"),
+        (True, {"lora": {"modules_to_save": ["s1_head"]}}, "`modules_to_save` must be None"),
+        (True, {"lora": {"init_lora_weights": "pissa"}}, "must be True or False or 'gaussian'"),
         (True, {"lora": {"target_modules": ["nowhere"]}}, "cannot be added.*nowhere"),
         (None, {"lora": {"r": 2}}, "`lora` is a way to fine-tune"),
         (True, {"local_dir": None}, "`enable_finetuning` is not supported without weights"),
@@ -121,6 +125,18 @@ class TestWhatMoves:
 def test_what_cannot_be_fine_tuned_is_refused(folder, tuning, changes, message):
     with pytest.raises(ValueError, match=message):
         tuned(folder, tuning, **changes)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "changes"),
+    [
+        ({"unfreeze": ["tokenizer.*"]}, {"n_epochs_tokenizer": 0}),
+        ({"freeze": ["tokenizer.*"]}, {"n_epochs": 0}),
+    ],
+)
+def test_stages_that_may_move_and_have_no_epochs_are_nothing_to_train(folder, tuning, changes):
+    with pytest.raises(ValueError, match="the epochs of both stages leave nothing to train"):
+        tuned(folder, tuning, **changes).fit(TRAIN)
 
 
 def test_a_tokenizer_is_not_trained_again_without_fine_tuning(folder):
