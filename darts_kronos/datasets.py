@@ -70,7 +70,7 @@ class WindowRules:
                 f"Series {i} is too short to {purpose}: it has {len(series)} bars, "
                 f"at least {needed} are needed."
             )
-        _check_values(i, series, used, self.positive_prices)
+        check_values(i, series, used, self.positive_prices)
         return order
 
     def stamps(self, series: Sequence[TimeSeries], ahead: int) -> list[TimeSeries] | None:
@@ -365,7 +365,14 @@ def _price_columns(series: TimeSeries) -> list[int]:
     return [i for i, name in enumerate(series.components) if canonical(name) in PRICES]
 
 
-def _check_values(i: int, series: TimeSeries, used: slice, positive_prices: bool) -> None:
+def check_values(i: int, series: TimeSeries, used: slice, positive_prices: bool) -> None:
+    """Refuse values of the bars `used` that are not finite or, where asked, prices not above 0.
+
+    Raises
+    ------
+    ValueError
+        If there are any; the message names the i-th series, the first value and its time.
+    """
     values = series.all_values(copy=False)[used]
     prices = _price_columns(series)
     _refuse(i, series, used, ~np.isfinite(values), "is not finite")

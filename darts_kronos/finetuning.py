@@ -129,6 +129,14 @@ def add_lora(predictor: nn.Module, lora: Mapping[str, Any]) -> None:
         inject_adapter_in_model(config, predictor)
     except ValueError as error:
         raise ValueError(f"`lora`={dict(lora)!r} cannot be added: {error}") from error
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, one in predictor.named_modules():
+        if isinstance(one, BaseTunerLayer) and not isinstance(one.get_base_layer(), nn.Linear):
+            raise ValueError(
+                f"`lora`: `target_modules` must be linear layers, and {name!r} is none: tables of "
+                "tokens and stamps are taken through the layers behind them when paths are drawn."
+            )
 
 
 def merged(predictor: Network) -> Network:

@@ -44,6 +44,9 @@ SLIDING = ("exact", "cached")
 """Ways to go on past `max_context`: read the window again for each bar, or drop its oldest bars."""
 
 
+SPOILT_BARS = "What the tokenizer makes of tokens is no finite numbers: its weights are spoilt."
+
+
 class Paths(NamedTuple):
     """Sample paths: normalised bars (S, B, n, C), and their tokens, each (S, B, n)."""
 
@@ -175,12 +178,12 @@ def _draw(probabilities: Tensor, given: Tensor) -> Tensor:
     return places.clamp_(max=sums.shape[-1] - 1)
 
 
-def _check_finite(numbers: Tensor) -> None:
+def _check_finite(numbers: Tensor, message: str = SPOILT) -> None:
     """Refuse what comes of spoilt weights; what a GPU records is checked when it was played."""
     if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not bool(numbers.isfinite().all()):
-        raise ValueError(SPOILT)
+        raise ValueError(message)
 
 
 def generate(
@@ -326,6 +329,7 @@ def sample_paths(
                 paths = window.draw(turn.stop - done, sampling)
                 for whole, part in zip(found, paths, strict=True):
                     whole[turn, chosen] = part
+    _check_finite(found.bars, SPOILT_BARS)
     if sampling.greedy:
         return Paths(*(one.expand(num_samples, *one.shape[1:]) for one in found))
     return found

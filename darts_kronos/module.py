@@ -181,7 +181,7 @@ class KronosModule(PLForecastingModule):
         (s1, s2), seen = windows.last(self.max_context, s1, s2)
         parts = self.predictor.loss(s1, s2, seen.stamps, seen.weights)
         used = seen.counted(s1), seen.counted(s2)
-        self.stage_log.write(self, role, parts._asdict(), *used, len(s1))
+        self.stage_log.write(self, role, parts._asdict(), *used, seen.n_counted(1))
         metrics = self.train_metrics if role == "train" else self.val_metrics
         if len(metrics):
             self._update_with_next_bars(batch, metrics)
@@ -315,7 +315,8 @@ class KronosModule(PLForecastingModule):
         )
         bars = self.representation.decode(paths, statistics)
         if self.anchor:
-            with torch.inference_mode():
+            # Prices are made in full precision, whatever the networks are under.
+            with torch.inference_mode(), torch.autocast(context.device.type, enabled=False):
                 last = self.tokenizer.decode(*self.tokenizer.encode(normalised))[:, -1]
             bars = self.representation.anchored(bars, context, last, statistics)
         if in_pairs:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 UP, DOWN, FAN, PATH = "#2e7d5b", "#b23b3b", "#3465a4", "#7f9cc4"
 QUANTILES = ((0.05, 0.95), (0.25, 0.75))
 BODY, ACTUAL_BODY = 0.7, 0.36
+LEAST_BODY = 1e-3
+"""Of a candle, of the range of all prices that are drawn with it."""
+
 TICKS = 9
 TIME_UNITS = (
     ("h", "%m-%d\n%H:%M"),
@@ -308,8 +311,7 @@ def _draw_candles(
         bottom = these[["open", "close"]].min(axis=1)
         height = (these["close"] - these["open"]).abs()
         # A bar that closes where it opened is a line, not nothing.
-        least = 1e-4 * bars["close"].mean()
-        height = height.clip(lower=least)
+        height = height.clip(lower=LEAST_BODY * (bars["high"].max() - bars["low"].min()))
         axes.bar(at, height, bottom=bottom, width=width, color=color, alpha=alpha, label=label)
         label = None
 

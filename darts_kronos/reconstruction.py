@@ -9,6 +9,7 @@ import torch
 from darts import TimeSeries
 
 from darts_kronos.components import positions
+from darts_kronos.datasets import check_values
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
@@ -54,8 +55,8 @@ def reconstruct(
     Raises
     ------
     ValueError
-        If the model is not fitted, or the series is too short, stochastic, or not finite, or has
-        other components.
+        If the model is not fitted, or the series is too short, stochastic, or not finite, has
+        other components, or prices that are not above 0 where the model sees returns.
     """
     module = model.model
     if module is None:
@@ -72,6 +73,7 @@ def reconstruct(
     values = series.values(copy=False)[:, order].astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("The series holds values that are missing or infinite.")
+    check_values(0, series, slice(None), representation.name == "returns")
     dtype, device = tokenizer.head.weight.dtype, tokenizer.head.weight.device
     bars = torch.as_tensor(values, device=device)
     # Windows whose last bars are, together, all that have a context; the first ends the series.

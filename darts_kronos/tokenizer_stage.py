@@ -89,7 +89,7 @@ class TokenizerStage(pl.LightningModule):
         parts = self.tokenizer(windows.bars, windows.weights)
         losses = parts._asdict()
         s1, s2 = (windows.counted(losses.pop(name)) for name in ("s1", "s2"))
-        self.stage_log.write(self, role, losses, s1, s2, len(windows.bars))
+        self.stage_log.write(self, role, losses, s1, s2, windows.n_counted())
         return parts.loss
 
     def training_step(self, batch: TorchTrainingBatch, batch_idx: int) -> Tensor:

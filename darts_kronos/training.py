@@ -212,14 +212,17 @@ class StageLog(nn.Module):
         losses: Mapping[str, Tensor],
         s1: Tensor,
         s2: Tensor,
-        n_windows: int,
+        n_bars: int,
     ) -> None:
-        """Log means over an epoch's windows, and the codebooks' usage, from within a step."""
+        """Log means over an epoch's bars that count, and the codebooks' usage, from within a step.
+
+        `n_bars` of them are in this batch.
+        """
         kwargs: dict[str, Any] = {
             "prog_bar": True,
             "on_step": False,
             "on_epoch": True,
-            "batch_size": n_windows,
+            "batch_size": n_bars,
         }
         named = {f"{role}_{name}": value.detach() for name, value in losses.items()}
         module.log_dict(named, sync_dist=True, **kwargs)

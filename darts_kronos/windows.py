@@ -42,6 +42,12 @@ class TrainingWindows(NamedTuple):
         """Those of the tokens (B, T + n) whose bars count."""
         return tokens if self.weights is None else tokens[self.weights != 0]
 
+    def n_counted(self, first: int = 0) -> int:
+        """Number of bars that count, from the place `first` on of each window."""
+        if self.weights is None:
+            return self.bars[:, first:, 0].numel()
+        return int(self.weights[:, first:].count_nonzero())
+
     def last(self, length: int, *tokens: Tensor) -> tuple[list[Tensor], TrainingWindows]:
         """The last `length` bars of each window, of tokens (B, T + n) too."""
         whole = self.bars.shape[1]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from factories import candles, tiny_model
+from factories import TINY, candles, tiny_model
 
 
 def test_anchored_window_paths_start_from_the_last_close():
@@ -32,3 +32,18 @@ def test_paths_of_returns_need_no_anchor():
     options = {"n": 3, "num_samples": 4, "random_state": 7}
     loose = model.predict(**options)
     assert model.set_sampling(anchor=True).predict(**options) == loose
+
+
+def test_the_anchor_is_made_in_full_precision(monkeypatch):
+    trainer = TINY["pl_trainer_kwargs"] | {"precision": "bf16-mixed"}
+    model = tiny_model(representation="window", anchor=True, pl_trainer_kwargs=trainer)
+    model.fit(candles(60))
+    seen = []
+    decode = model.model.tokenizer.decode
+    monkeypatch.setattr(
+        model.model.tokenizer,
+        "decode",
+        lambda *tokens: (seen.append(torch.is_autocast_enabled("cpu")), decode(*tokens))[1],
+    )
+    model.predict(3)
+    assert seen == [False]

@@ -115,6 +115,12 @@ class TestWhatMoves:
         (True, {"lora": {"modules_to_save": ["s1_head"]}}, "`modules_to_save` must be None"),
         (True, {"lora": {"init_lora_weights": "pissa"}}, "must be True or False or 'gaussian'"),
         (True, {"lora": {"target_modules": ["nowhere"]}}, "cannot be added.*nowhere"),
+        (
+            True,
+            {"lora": {"target_modules": ["s1", "s2"]}},
+            "must be linear layers, and 'tokens.s1'",
+        ),
+        (True, {"lora": {"target_modules": ["hour"]}}, "must be linear layers, and 'calendar"),
         (None, {"lora": {"r": 2}}, "`lora` is a way to fine-tune"),
         (True, {"local_dir": None}, "`enable_finetuning` is not supported without weights"),
         (None, {"local_dir": None, "lora": {"r": 2}}, "`lora` is a way to fine-tune"),

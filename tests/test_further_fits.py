@@ -165,6 +165,21 @@ def test_epochs_that_were_not_validated_have_no_validation_loss():
     assert list(found.isna()) == [True, False, True]
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_losses_that_are_logged_do_not_depend_on_batches_where_bars_have_no_weight(part):
+    weight = SERIES["close"].with_values([[[float(i >= 60)]] for i in range(100)])
+    weight = weight.with_values(weight.values() * 0.5)
+    still = {"optimizer_kwargs": {"lr": 1e-30}, "tokenizer_optimizer_kwargs": {"lr": 1e-30}}
+    losses = []
+    for size in (8, 512):
+        model = tiny_model(batch_size=size, tokenizer_batch_size=size, mirror=0.0, **still)
+        given = {"train": "sample_weight", "val": "val_sample_weight"}[part]
+        model.fit(SERIES, val_series=SERIES, **{given: weight})
+        losses.append(model.training_history[f"{part}_recon_loss"][:1].tolist())
+        losses[-1] += model.training_history[f"{part}_s1_loss"][1:].tolist()
+    assert losses[0] == pytest.approx(losses[1], rel=0.05 if part == "train" else 1e-3)
+
+
 def test_checkpoints_of_the_run_are_where_they_were(tmp_path):
     saving(tmp_path).fit(SERIES)
     folders = {"checkpoints", "checkpoints_tokenizer"}

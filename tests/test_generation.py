@@ -272,6 +272,13 @@ def test_under_autocast_the_predictor_alone_computes_in_lower_precision(networks
     assert (lower[:, :, 0] == full[:, :, 0]).float().mean() > 0.4
 
 
+def test_spoilt_weights_of_the_tokenizer_are_named(networks):
+    with torch.no_grad():
+        networks[0].head.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="tokenizer.*weights are spoilt"):
+        run(networks)
+
+
 def test_networks_are_left_without_what_was_folded(networks):
     tokenizer, predictor = networks
     run(networks, n=60, max_context=80)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from factories import COMPONENTS, candle_frame, candles, tiny_model
 from matplotlib.figure import Figure
@@ -146,3 +147,26 @@ def test_training_curves_have_a_panel_with_an_explanation_for_each_value(gappy):
         np.testing.assert_array_equal(line.get_ydata(), expected)
     with pytest.raises(ValueError, match="fit the model first"):
         plotting.plot_training(tiny_model())
+
+
+def test_bodies_are_as_tall_as_bars_move_on_any_scale():
+    for scale, shift in ((1e-5, 1.1), (1.0, 100.0), (1.0, -100.0)):
+        opened = pd.Series([0.0, 1.0, 3.0, 2.0]) * scale + shift
+        bars = pd.DataFrame({"open": opened, "close": opened + [scale, 2 * scale, -scale, 0]})
+        bars["high"] = bars.max(axis=1) + 0.1 * scale
+        bars["low"] = bars[["open", "close"]].min(axis=1) - 0.1 * scale
+        axes = Figure().subplots()
+        plotting._draw_candles(axes, np.arange(4), bars)
+        heights = {round(one.get_x() + 0.35): one.get_height() for one in axes.patches}
+        found = [heights[i] for i in range(4)]
+        np.testing.assert_allclose(found[:3], [scale, 2 * scale, scale], rtol=1e-3)
+        assert 0 < found[3] < 0.01 * scale
+
+
+def test_the_reconstruction_refuses_prices_that_are_no_prices():
+    model = tiny_model().fit(candles(60))
+    wrong = candles(60)
+    values = wrong.values().copy()
+    values[50, 3] = 0.0
+    with pytest.raises(ValueError, match="not above 0, as prices must be for returns: 'close'"):
+        reconstruct(model, wrong.with_values(values), 6)

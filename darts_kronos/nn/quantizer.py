@@ -100,5 +100,9 @@ class BinarySphericalQuantizer(nn.Module):
             used = mean_over_ranks((p * weights.unsqueeze(-1)).flatten(0, -2).sum(dim=0))
             used = used / total.clamp(min=torch.finfo(p.dtype).tiny)
         codebook = binary_entropy(used).sum()
+        if weights is not None:
+            # As all else, it is worth as much as the bars that count weigh in the mean.
+            counted = mean_over_ranks(weights.count_nonzero().to(p.dtype))
+            codebook = codebook * total / counted.clamp(min=1.0)
         entropy = self.gamma0 * per_sample - self.gamma * codebook
         return self.beta * commitment + self.zeta * entropy

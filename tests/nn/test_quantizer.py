@@ -41,3 +41,25 @@ def test_the_loss_is_negative_and_rewards_a_used_codebook():
     collapsed = quantizer.loss(*quantizer(corners[:1].repeat(64, 1)))
     assert used < 0
     assert used < collapsed
+
+
+@pytest.mark.parametrize("c", [0.5, 0.01])
+def test_weights_that_are_all_alike_scale_the_loss_and_no_more(c):
+    torch.manual_seed(0)
+    quantizer = BinarySphericalQuantizer(beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.05)
+    x = torch.randn(8, 20, 6, requires_grad=True)
+
+    def gradient(weights):
+        loss = quantizer.loss(*quantizer(x), weights)
+        (found,) = torch.autograd.grad(loss, x)
+        return loss.detach(), found
+
+    plain, expected = gradient(None)
+    scaled, found = gradient(torch.full((8, 20), c))
+    torch.testing.assert_close(scaled / c, plain)
+    torch.testing.assert_close(found / c, expected)
+    # Bars of no weight are as if they were not there.
+    some = torch.full((8, 20), c)
+    some[:, 10:] = 0.0
+    here = quantizer.loss(*quantizer(x[:, :10]), None)
+    torch.testing.assert_close(quantizer.loss(*quantizer(x), some) / c, here)
