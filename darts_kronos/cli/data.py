@@ -139,9 +139,10 @@ class Parts:
     n_test: int
     val_borrows: bool
 
-    def windows(self, context: int, horizon: int, stride: int = 1) -> int:
-        """Training windows."""
-        return sum(-(-(len(one) - context - horizon + 1) // stride) for one in self.train)
+    def windows(self, context: int, horizon: int, stride: int = 1, of_val: bool = False) -> int:
+        """Windows to train on, or to validate on."""
+        series = self.val if of_val else self.train
+        return sum(-(-(len(one) - context - horizon + 1) // stride) for one in series)
 
 
 def split(series: Sequence[TimeSeries], data: Data) -> Parts:

@@ -55,6 +55,7 @@ def fit(file: ConfigFile, force: bool = False) -> None:
             KronosModel(**plan.model)
         except ValueError as error:
             raise file.blame(error) from error
+        planning.check_trainer(file, plan.model["pl_trainer_kwargs"])
         decision = run.decide(config, sha256, force) if first else hear()
         if first:
             if decision in ("new", "predictor"):

@@ -41,8 +41,21 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoints.inspect(path)
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from error
+    elif path.is_file():
+        raise UsageError(
+            f"{path}: is a file, and no config, which ends in .yaml or .yml. A saved model is "
+            f"inspected by its folder: {_folder_of(path)}."
+        )
     else:
         raise UsageError(f"{path}: there is no such config or folder.")
+
+
+def _folder_of(file: Path) -> str:
+    """The folder by which a file's model can be inspected, in words."""
+    for folder in file.absolute().parents[:2]:
+        if (folder / "run.json").is_file() or (folder / CONFIG_FILE).is_file():
+            return str(folder)
+    return "of its run, or one that `KronosModel.save_pretrained` wrote"
 
 
 def _run_in(folder: Path) -> RunFolder:

@@ -237,8 +237,8 @@ class Trainer(Section):
     """Lightning's trainer, of both stages."""
 
     accelerator: str = Field("auto", description="auto, cpu, gpu, mps, ...")
-    devices: Positive | list[Whole] | Literal["auto"] | None = Field(
-        None, description="Number of devices, or a list of their numbers; null: one."
+    devices: Positive | Annotated[list[Whole], Field(min_length=1)] | Literal["auto"] | None = (
+        Field(None, description="Number of devices, or a list of their numbers; null: one.")
     )
     num_nodes: Positive = Field(1, description="Number of machines.")
     strategy: str = Field("auto", description="auto, ddp, ddp_spawn, ...")

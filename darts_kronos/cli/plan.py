@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings as python_warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.data import Parts
 from darts_kronos.cli.errors import UsageError
-from darts_kronos.cli.keys import Config
+from darts_kronos.cli.keys import Config, Trainer
 from darts_kronos.cli.processes import torchrun
 from darts_kronos.cli.sources import sources
 from darts_kronos.parameters import predictor_epochs, tokenizer_epochs
@@ -183,6 +188,7 @@ def make(config: Config, parts: Parts, show_progress: bool) -> Plan:
         **config.model.model_dump(),
         **sampling(config),
     }
+    _check_shares(config, parts, params, where.processes)
     windows = parts.windows(data.lookback_window, data.predict_window, data.stride)
     whole = {"n_epochs_tokenizer": None, "tokenizer_batch_size": first_batch * where.processes}
     params["n_epochs_tokenizer"] = (
@@ -199,6 +205,51 @@ def make(config: Config, parts: Parts, show_progress: bool) -> Plan:
         loader["persistent_workers"] = True
     fit = {"stride": data.stride, "dataloader_kwargs": loader, "verbose": show_progress}
     return Plan(params, fit, notices, warnings)
+
+
+def _check_shares(config: Config, parts: Parts, params: Mapping[str, Any], processes: int) -> None:
+    """Refuse a share of an epoch's batches that is less than one batch."""
+    data, experiment = config.data, config.experiment
+    trains = experiment.train_tokenizer, experiment.train_basemodel
+    sizes = params["tokenizer_batch_size"], params["batch_size"]
+    largest = max((size for size, trained in zip(sizes, trains, strict=True) if trained), default=1)
+    for name, of_val in (("limit_train_batches", False), ("limit_val_batches", True)):
+        share = getattr(config.trainer, name)
+        windows = parts.windows(data.lookback_window, data.predict_window, data.stride, of_val)
+        batches = -(-windows // (largest * processes))
+        if isinstance(share, float) and windows and share * batches < 1:
+            raise UsageError(
+                f"trainer.{name}: {share} of {batches} batches is less than one: it must be at "
+                f"least 1/{batches}, or a whole number of batches."
+            )
+
+
+def check_trainer(file: ConfigFile, trainer: Mapping[str, Any]) -> None:
+    """Let Lightning refuse what it makes no trainer of, before anything is written.
+
+    Parameters
+    ----------
+    file
+        The config.
+    trainer
+        Parameters of a trainer that the config asks for.
+
+    Raises
+    ------
+    UsageError
+        In Lightning's words, with the line of the key that they are about.
+    """
+    try:
+        with python_warnings.catch_warnings():
+            # What it warns of is said when the trainer is made that trains.
+            python_warnings.simplefilter("ignore")
+            pl.Trainer(**trainer, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        text = str(error)
+        named = [key for key in Trainer.model_fields if key in text.lower()]
+        given = [key for key in named if file.gives("trainer", key)]
+        where = ["trainer", *sorted(given, key=text.lower().index)[:1]]
+        raise UsageError(f"{file.at(*where)}: {'.'.join(where)}: {text}") from error
 
 
 def sampling(config: Config) -> dict[str, Any]:

@@ -110,13 +110,17 @@ class RunFolder:
         if self.known is None:
             self._check_free(config)
             return "new"
-        if differing := self._differing(config):
+        differing = self._differing(config)
+        is_same = self.known["data"]["sha256"] == data_sha256
+        if (differing or not is_same) and self._has_trained_nothing:
+            return "new"
+        if differing:
             raise UsageError(
                 f"{self.path}: holds a run of another config, which differs in "
                 f"{', '.join(differing)}. Say another model_paths.exp_name, or --force to train "
                 "anew over it."
             )
-        if self.known["data"]["sha256"] != data_sha256:
+        if not is_same:
             raise UsageError(
                 f"{self.path}: holds a run of other data: the candles have changed since. Say "
                 "another model_paths.exp_name, or --force to train anew over it."
@@ -138,6 +142,17 @@ class RunFolder:
         """Whether the run that is here has trained a tokenizer alone."""
         assert self.known is not None
         return self.known["state"] == "finished" and not self.known["forecasts"]
+
+    @property
+    def _has_trained_nothing(self) -> bool:
+        """Whether the run that is here ended before it had finished an epoch."""
+        assert self.known is not None
+        kept = (self.epochs, self.model, self.tokenizer, self.predictor)
+        return (
+            self.known["state"] in ("failed", "interrupted")
+            and not any(path.exists() for path in kept)
+            and not any((self.path / self.training).glob("checkpoints*/*.ckpt"))
+        )
 
     def _trained(self, config: Config) -> dict[Path, bool]:
         """Folders of the two networks' weights, and whether a run of this config writes them."""
