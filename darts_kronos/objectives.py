@@ -192,7 +192,7 @@ def crps_objective(
     stride
         Bars from one window to the next; None: ``output_chunk_length``.
     num_samples
-        Paths of each window.
+        Paths of each window; at least 2 for the CRPS.
     metric
         One of Darts' metrics, or another that makes a number of an actual series and a forecast;
         None: the CRPS as above.
@@ -212,7 +212,13 @@ def crps_objective(
     callable
         For ``optuna.Study.optimize``. A training whose loss is no finite number gives NaN, which
         Optuna records as a failed trial.
+
+    Raises
+    ------
+    ValueError
+        If there are too few paths.
     """
+    require_paths(num_samples, metric)
 
     def score(model: KronosModel) -> float:
         held_out = series2seq(val)
@@ -321,8 +327,8 @@ def sampling_objective(
     held_out = series2seq(val)
     check_lengths(held_out, model.input_chunk_length + model.output_chunk_length, "Validation")
     measured_component(held_out[0], component)
-    for name, value in {"num_samples": num_samples, "stride": stride}.items():
-        require_int(name, value, 1, or_none=name == "stride")
+    require_paths(num_samples, metric)
+    require_int("stride", stride, 1, or_none=True)
     before = model.sampling
     model.set_sampling(**fixed).set_sampling(**before)
     # The sampling that the model has is a point of the space too.
@@ -361,6 +367,18 @@ def _mean_score(
         own = crps_of_windows(*found) if metric is None else metric_of_windows(metric, *found)
         scores.append(own)
     return float(np.concatenate(scores).mean())
+
+
+def require_paths(num_samples: object, metric: Metric | None) -> None:
+    """Refuse fewer paths than a score is made of.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 for the CRPS, which compares paths, or than 1 for a `metric`,
+        which may be one of point forecasts.
+    """
+    require_int("num_samples", num_samples, 2 if metric is None else 1)
 
 
 def is_plain(value: Any) -> bool:

@@ -49,7 +49,8 @@ def suggest_parameters(
 
     The ranges suit some thousand to some hundred thousand candles, and the size "nano". With
     another `size` among the fixed parameters, or with weights to start from, the shape of the
-    networks and the bits are theirs, and learning rates lie around the default ones there.
+    networks and the bits are theirs, and learning rates lie around the default ones there. Of a
+    stage that is left out (0 epochs), what only its training feels is not suggested.
 
     Parameters
     ----------
@@ -104,9 +105,10 @@ def suggest_predictor(
         if "n_layers" not in fixed:
             found["n_layers"] = trial.suggest_int("n_layers", 2, 5)
     free = [name for name in ("ffn_dropout", "resid_dropout") if name not in fixed]
-    if free:
+    trains = fixed.get("n_epochs") != 0
+    if free and trains:
         found |= dict.fromkeys(free, trial.suggest_float("dropout", 0.0, 0.4))
-    if "token_dropout" not in fixed:
+    if "token_dropout" not in fixed and trains:
         found["token_dropout"] = trial.suggest_float("token_dropout", 0.0, 0.2)
     given = "n_epochs" in fixed or "max_epochs" in (fixed.get("pl_trainer_kwargs") or {})
     if epochs and not given:
@@ -190,13 +192,18 @@ def _shape(trial: optuna.Trial, fixed: Mapping[str, Any], prefix: str) -> dict[s
 
 
 def _rate(trial: optuna.Trial, fixed: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The learning rate of a stage, in the parameter that holds it."""
-    name = f"{prefix}optimizer_kwargs"
-    if "lr" in (fixed.get(name) or {}):
+    """The learning rate of a stage that trains, in the parameter that holds it."""
+    epochs = "n_epochs_tokenizer" if prefix else "n_epochs"
+    if "lr" in (fixed.get(f"{prefix}optimizer_kwargs") or {}) or fixed.get(epochs) == 0:
         return {}
-    rate = _default_rates(fixed)[0 if prefix else 1]
+    return rate_about(trial, prefix, _default_rates(fixed)[0 if prefix else 1])
+
+
+def rate_about(trial: optuna.Trial, prefix: str, rate: float) -> dict[str, Any]:
+    """A learning rate about `rate`, in the parameter of the stage that `prefix` names."""
     low, high = (share * rate for share in _RATES)
-    return {name: {"lr": trial.suggest_float(f"{prefix}lr", low, high, log=True)}}
+    found = trial.suggest_float(f"{prefix}lr", low, high, log=True)
+    return {f"{prefix}optimizer_kwargs": {"lr": found}}
 
 
 def with_fixed(suggested: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:

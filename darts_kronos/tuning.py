@@ -40,6 +40,7 @@ from darts_kronos.objectives import (
     Suggest,
     crps_objective,
     is_plain,
+    require_paths,
     sampling_objective,
     val_loss_objective,
 )
@@ -103,6 +104,7 @@ def tune(
     stride: int | None = None,
     num_samples: int = 100,
     suggest: Suggest | None = None,
+    first: Mapping[str, Any] | None = None,
     storage: str | os.PathLike[str] | optuna.storages.BaseStorage = STORAGE,
     study_name: str = "kronos",
     sampler: optuna.samplers.BaseSampler | None = None,
@@ -142,6 +144,9 @@ def tune(
         Of backtests; see :func:`crps_objective`.
     suggest
         A search space of your own; None: that of the objective.
+    first
+        Values that the first trial is given for what it asks Optuna for; None: those of the
+        default model, where `suggest` is None.
     storage
         A folder, in which a SQLite file is kept; a file that ends in ``.db``; one that ends in
         ``.log``, for an Optuna journal, which many workers may share over a network disk; the URL
@@ -194,8 +199,12 @@ def tune(
         raise ValueError(f"`direction` must be 'minimize' or 'maximize', got {direction!r}.")
     if metric is not None and not callable(metric):
         raise ValueError(f"`metric` must be a function or None, got {metric!r}.")
-    for name, value in {"n_trials": n_trials, "num_samples": num_samples, "stride": stride}.items():
-        require_int(name, value, 1, or_none=name == "stride")
+    require_int("n_trials", n_trials, 1)
+    require_int("stride", stride, 1, or_none=True)
+    if objective == "crps":
+        require_paths(num_samples, metric)
+    else:
+        require_int("num_samples", num_samples, 1)
     if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"`timeout` must be a number of seconds > 0 or None, got {timeout!r}.")
     fixed = plain(fixed)
@@ -247,9 +256,11 @@ def tune(
             "val": _digest(val),
         },
     )
-    if suggest is None and all(INTERRUPTED in trial.user_attrs for trial in study.trials):
+    if first is None and suggest is None:
+        first = default_point(fixed)
+    if first is not None and all(INTERRUPTED in trial.user_attrs for trial in study.trials):
         # Of several workers that begin a study one asks for it.
-        study.enqueue_trial(default_point(fixed), skip_if_exists=not study.trials)
+        study.enqueue_trial(dict(first), skip_if_exists=not study.trials)
     left = n_trials - _n_finished(study)
     if left <= 0:
         logger.info(f"The study has its {n_trials} trials.")

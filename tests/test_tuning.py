@@ -67,6 +67,15 @@ class TestSearchSpace:
         trial = FixedTrial({})
         assert tuning.suggest_parameters(trial, fixed) == {}
 
+    def test_of_a_stage_that_is_left_out_nothing_is_asked_for(self, random_sampler):
+        ask = optuna.create_study(sampler=random_sampler).ask
+        weights = {"local_dir": "weights"}
+        found = tuning.suggest_parameters(ask(), {**weights, "n_epochs_tokenizer": 0})
+        assert "optimizer_kwargs" in found and "tokenizer_optimizer_kwargs" not in found
+        found = tuning.suggest_parameters(ask(), {**weights, "n_epochs": 0})
+        assert "tokenizer_optimizer_kwargs" in found and "optimizer_kwargs" not in found
+        assert not {"ffn_dropout", "token_dropout"} & set(found)
+
     def test_with_a_size_networks_are_that_sizes(self, random_sampler):
         study = optuna.create_study(sampler=random_sampler)
         found = tuning.suggest_parameters(study.ask(), {"size": "base"})
@@ -277,11 +286,13 @@ class TestTune:
         def suggest(trial):
             return {"temperature": trial.suggest_float("temperature", 0.5, 1.5)}
 
-        options = {"storage": tmp_path, "suggest": suggest, **QUICK, **FIXED}
+        first = {"temperature": 0.9}
+        options = {"storage": tmp_path, "suggest": suggest, "first": first, **QUICK, **FIXED}
         for n_trials in (2, 4):
             study = tuning.tune(
                 TRAIN, VAL, n_trials=n_trials, sampler=optuna.samplers.TPESampler(seed=0), **options
             )
+        assert study.trials[0].params == first
         assert len({trial.params["temperature"] for trial in study.trials}) == 4
 
     def test_a_trial_that_ctrl_c_ended_is_made_again(self, tmp_path, monkeypatch):
@@ -379,6 +390,8 @@ class TestTune:
             ({"metric": "mae"}, "`metric` must be a function"),
             ({"n_trials": 0}, "`n_trials` must be an integer >= 1"),
             ({"stride": 0}, "`stride` must be an integer >= 1 or None"),
+            ({"num_samples": 1}, "`num_samples` must be an integer >= 2"),
+            ({"num_samples": 0, "metric": mae}, "`num_samples` must be an integer >= 1"),
             ({"timeout": -1}, "`timeout` must be a number of seconds > 0"),
             ({"component": "bid"}, "no component 'bid'"),
             ({"storage": 3}, "`storage` must be a folder"),

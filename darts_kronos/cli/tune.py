@@ -20,10 +20,12 @@ from darts_kronos.cli.data import read, split
 from darts_kronos.cli.errors import RunError, UsageError
 from darts_kronos.cli.files import write_text
 from darts_kronos.cli.keys import MODEL_KEYS
-from darts_kronos.cli.plan import Plan, first_of
+from darts_kronos.cli.plan import Plan, check_trainer, first_of
 from darts_kronos.cli.run_folder import RunFolder
-from darts_kronos.cli.weights import starting
+from darts_kronos.cli.sources import sources
+from darts_kronos.cli.weights import has_predictor, starting
 from darts_kronos.parameters import SAMPLING
+from darts_kronos.search_space import default_point, rate_about, suggest_parameters
 
 STUDY = "tuning"
 """Folder, in that of the run, that keeps the study."""
@@ -33,10 +35,11 @@ TRAINING_KEYS = {
     "n_epochs_tokenizer": "tokenizer_epochs",
 }
 RATE_KEYS = {
-    "optimizer_kwargs": "predictor_learning_rate",
-    "tokenizer_optimizer_kwargs": "tokenizer_learning_rate",
+    "": "predictor_learning_rate",
+    "tokenizer_": "tokenizer_learning_rate",
 }
-"""Keys under `training` of what is searched."""
+"""Keys under `training` of what is searched; those of learning rates by the prefix of the stage's
+parameters."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -59,20 +62,37 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
     """Search, or go on with a search, and write a config of the best trial.
 
-    What the config or the command line gives is not searched.
+    What the config or the command line gives is not searched, nor is what belongs to weights that
+    they name or to a stage that they leave out.
 
     Raises
     ------
     UsageError
-        If there is no validation part, or the study here is of other data or other keys.
+        If there is no validation part or no predictor to judge, or the study here is of other data
+        or other keys.
     RunError
         If no trial could be completed.
     """
     config = file.config
-    for name in ("trials", "timeout", "samples", "stride"):
+    for name in ("trials", "timeout", "stride"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name} must be above 0, got {value}.")
+    num_samples, asked_in = config.sampling.num_samples, "sampling.num_samples"
+    if arguments.samples is not None:
+        num_samples, asked_in = arguments.samples, "--samples"
+    if num_samples < 2:
+        raise UsageError(
+            f"{asked_in} must be at least 2, got {num_samples}: trials are judged by the CRPS of "
+            "their paths."
+        )
+    if not has_predictor(config):
+        raise UsageError(
+            f"{file.at('experiment', 'train_basemodel')}: experiment.train_basemodel is false, and "
+            "tuning judges trials by their forecasts, which would be those of a predictor that has "
+            "learned nothing. Say experiment.train_basemodel: true, or name a "
+            "model_paths.pretrained_predictor; experiment.train_tokenizer may be false."
+        )
     parts = split(read(config.data), config.data)
     if not parts.val:
         raise UsageError("Tuning needs a validation part: data.val_ratio is 0.")
@@ -81,12 +101,14 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             warn(text)
         say(f"{arguments.trials} trials, each trained and then judged by the CRPS of its forecasts")
         folder = RunFolder(config.model_paths).path / STUDY
+        fixed = _fixed(file, plan)
+        check_trainer(file, fixed["pl_trainer_kwargs"])
         try:
             study = tuning.tune(
                 parts.train,
                 parts.val,
                 n_trials=arguments.trials,
-                num_samples=arguments.samples or config.sampling.num_samples,
+                num_samples=num_samples,
                 stride=arguments.stride,
                 storage=str(folder),
                 study_name=str(config.model_paths.exp_name),
@@ -95,7 +117,8 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
                 fit_kwargs={k: v for k, v in plan.fit.items() if k != "verbose"},
                 show_progress=False,
                 sampler=optuna.samplers.TPESampler(seed=config.training.seed, constant_liar=True),
-                **_fixed(file, plan),
+                **_new_networks_rates(file, fixed),
+                **fixed,
             )
             best = tuning.best_parameters(study)
         except ValueError as error:
@@ -112,9 +135,11 @@ def _fixed(file: ConfigFile, plan: Plan) -> dict[str, Any]:
     """The parameters of a plan that are not searched."""
     fixed = dict(plan.model)
     for section, names in (("model", MODEL_KEYS), ("sampling", SAMPLING)):
+        defaults = getattr(file.config, section)
         for name in names:
-            if not file.gives(section, name):
-                fixed.pop(name, None)
+            # Sizes that are named elsewhere, with weights that are not read, are given too.
+            if not file.gives(section, name) and fixed[name] == getattr(defaults, name):
+                del fixed[name]
     for name, key in TRAINING_KEYS.items():
         given = file.gives("training", key) or file.gives("training", "epochs")
         # A stage that is left out stays so.
@@ -131,6 +156,47 @@ def _fixed(file: ConfigFile, plan: Plan) -> dict[str, Any]:
     return fixed
 
 
+def _new_networks_rates(file: ConfigFile, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Let the learning rate of a network that is new beside weights be searched about its own.
+
+    Where there are weights, the search space takes all rates to be those of fine-tuning.
+
+    Parameters
+    ----------
+    file
+        The config.
+    fixed
+        Parameters that are not searched; such a rate is taken from them, unless it is given.
+
+    Returns
+    -------
+    dict
+        `suggest` and `first` for :func:`darts_kronos.tuning.tune`; empty if there is no such rate.
+    """
+    rates: dict[str, float] = {}
+    experiment = file.config.experiment
+    trains = {"": experiment.train_basemodel, "tokenizer_": experiment.train_tokenizer}
+    for prefix, key in RATE_KEYS.items():
+        own = fixed[f"{prefix}optimizer_kwargs"]
+        if trains[prefix] and "lr" in own and getattr(file.config.training, key) is None:
+            rates[prefix] = own["lr"]
+    if not rates:
+        return {}
+    held = dict(fixed)
+    for prefix in rates:
+        own = fixed[f"{prefix}optimizer_kwargs"]
+        fixed[f"{prefix}optimizer_kwargs"] = {k: v for k, v in own.items() if k != "lr"}
+
+    def suggest(trial: optuna.Trial) -> dict[str, Any]:
+        found = suggest_parameters(trial, held)
+        for prefix, rate in rates.items():
+            found |= rate_about(trial, prefix, rate)
+        return found
+
+    own_rates = {f"{prefix}lr": rate for prefix, rate in rates.items()}
+    return {"suggest": suggest, "first": default_point(fixed) | own_rates}
+
+
 def _tuned(file: ConfigFile, best: Mapping[str, Any]) -> dict[str, Any]:
     """The config's own keys, and what was found for the others."""
     tree: dict[str, Any] = {name: dict(keys) for name, keys in file.given.items()}
@@ -139,16 +205,23 @@ def _tuned(file: ConfigFile, best: Mapping[str, Any]) -> dict[str, Any]:
     paths["exp_name"] = f"{name}-tuned"
     if "{exp_name}" not in (folder := paths.get("base_save_path") or "{exp_name}"):
         paths["base_save_path"] = f"{folder.rstrip('/')}-tuned"
+    # Weights to start from are where they were, whatever the new run is called.
+    known = sources(file.config)
+    started = {known.tokenizer, known.named_tokenizer, known.named_predictor} - {None}
+    for key in ("pretrained_tokenizer", "pretrained_predictor", "finetuned_tokenizer"):
+        if (path := getattr(file.config.model_paths, key)) in started:
+            paths[key] = path
     for section, names in (("model", MODEL_KEYS), ("sampling", SAMPLING)):
-        found = {key: best[key] for key in names if key in best}
+        # Of sizes that weights have followed already, the trials knew nothing.
+        found = {key: best[key] for key in names if key in best and not file.gives(section, key)}
         tree[section] = {**tree.get(section, {}), **found}
     training = tree.setdefault("training", {})
     for parameter, key in TRAINING_KEYS.items():
         if best.get(parameter):
             training[key] = best[parameter]
-    for parameter, key in RATE_KEYS.items():
-        if "lr" in best[parameter]:
-            training[key] = best[parameter]["lr"]
+    for prefix, key in RATE_KEYS.items():
+        if "lr" in (own := best[f"{prefix}optimizer_kwargs"]):
+            training[key] = own["lr"]
     return tree
 
 
