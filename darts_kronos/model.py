@@ -309,7 +309,8 @@ class KronosModel(AdjustableTorchModel):
         epochs
             If above 0, epochs of the predictor stage for this call.
         retrain_tokenizer
-            Whether a fitted tokenizer is trained again before the predictor.
+            Whether a fitted tokenizer is trained again before the predictor, which then has other
+            tokens to learn: its rate and its steps are those of a first fit.
         past_covariates, future_covariates, val_past_covariates, val_future_covariates
             Must be None: covariates are not supported.
         sample_weight, val_sample_weight
@@ -379,7 +380,7 @@ class KronosModel(AdjustableTorchModel):
         """
         windows = self._own_train_dataset(train_dataset, tells=True)
         if epochs <= 0:
-            trained = self._goes_on_trained
+            trained = self._goes_on_trained and not self._retrain_tokenizer
             epochs = predictor_epochs(self._model_params, len(windows), self.batch_size, trained)
             if epochs > 0 and self.load_ckpt_path is not None:
                 epochs = self._planned_epochs or epochs

@@ -257,11 +257,14 @@ def predictor_epochs(
     return _enough(n_windows, batch_size, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
 
 
-def tuning_rate(params: Mapping[str, Any]) -> float | None:
-    """Learning rate of a predictor that was trained before; None if the user gave an optimiser."""
+def tuning_rate(params: Mapping[str, Any], new_tokens: bool) -> float | None:
+    """Learning rate of a predictor that was trained before; None if the user gave an optimiser.
+
+    That of a first fit, if it has `new_tokens` to learn.
+    """
     if params.get("optimizer_cls") is not None or "lr" in (params.get("optimizer_kwargs") or {}):
         return None
-    return TUNING_RATE * learning_rates(params)[1]
+    return (1 if new_tokens else TUNING_RATE) * learning_rates(params)[1]
 
 
 def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:

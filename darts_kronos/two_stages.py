@@ -144,7 +144,8 @@ class TwoStageTorchModel(StoredTorchModel):
                 )
             self._take_as_it_is(model, trainer)
             return
-        goes_on, rate = self._goes_on_trained, tuning_rate(self._model_params)
+        goes_on = self._goes_on_trained
+        rate = tuning_rate(self._model_params, new_tokens=self._retrain_tokenizer)
         known, before = len(self._history), None
         if goes_on and len(trained) > 1:
             before = deepcopy(model.state_dict())

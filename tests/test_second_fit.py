@@ -82,16 +82,18 @@ class TestSecondFit:
         )
         other.load_weights(str(tmp_path / "model.pt"))
         other.fit(candles(60))
+        other.fit(candles(60), retrain_tokenizer=True)
         return [rate for rate, _ in watch.seen]
 
     def test_it_is_gentle_where_the_user_gave_no_learning_rate(self, tmp_path):
-        first, second, loaded = self.rates(tmp_path)
+        first, second, loaded, new_tokens = self.rates(tmp_path)
         assert second == pytest.approx(first / 3)
         assert loaded == pytest.approx(first / 3)
+        assert new_tokens == pytest.approx(first)
 
     def test_the_users_learning_rate_stays(self, tmp_path):
         rates = self.rates(tmp_path, optimizer_kwargs={"lr": 2e-3})
-        assert rates == pytest.approx([2e-3] * 3)
+        assert rates == pytest.approx([2e-3] * 4)
 
     def test_half_of_the_steps_are_enough(self):
         params = {"size": None}
