@@ -18,8 +18,9 @@ _EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 1e19
 _FIRST_DATE, _LAST_DATE = 19000101, 22001231
 """Whole numbers between these are dates, such as 20191126."""
 
-_LAST_MINUTE = 2359
-"""A whole number above this is a time of day with seconds, such as 93000; others are as 930."""
+_LAST_HOUR, _LAST_MINUTE = 24, 2359
+"""Whole numbers up to the first may be hours; above the second a time of day has seconds, as 93000
+has, others are as 930."""
 
 _COMPACT = {4: "%Y%m%d%H%M", 6: "%Y%m%d%H%M%S", 9: "%Y%m%d%H%M%S%f"}
 """Digits after those of the date, and what all say together, as in 201911260935. As numbers since
@@ -49,7 +50,7 @@ def read_timestamps(
     ValueError
         If there are none, or they cannot be read; the message names the first row.
     """
-    times = parse_timestamps(_raw(df), time_format)
+    times = parse_timestamps(_raw(df, time_format), time_format)
     if timezone is not None:
         try:
             times = times.tz_localize(timezone) if times.tz is None else times.tz_convert(timezone)
@@ -108,13 +109,19 @@ def column_named(df: pd.DataFrame, name: str) -> Any:
     return found[0] if found else None
 
 
-def _raw(df: pd.DataFrame) -> pd.Series:
+def _raw(df: pd.DataFrame, time_format: str | None) -> pd.Series:
     by_name = {name: column_named(df, name) for name in TIME_COLUMNS}
     named = [name for name in TIME_COLUMNS if by_name[name] is not None]
     if named == ["date", "time"]:
         date, time = (df[by_name[name]] for name in named)
         text = time.astype(str).str.strip()
-        if pd.api.types.is_integer_dtype(time.dtype) and len(time):
+        padded = time_format is None or "%H%M" in time_format
+        if pd.api.types.is_integer_dtype(time.dtype) and len(time) and padded:
+            if time_format is None and 0 < time.max() <= _LAST_HOUR:
+                raise ValueError(
+                    f"times such as {time.max()} may be hours or minutes: say `time_format`, for "
+                    "instance '%Y%m%d %H'."
+                )
             # As a number, 0930 has lost its zero.
             text = text.str.zfill(4 if time.max() <= _LAST_MINUTE else 6)
         return date.astype(str).str.strip() + " " + text

@@ -108,7 +108,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         if networks is not None:
             params, written = networks
             weights = torch.load(BytesIO(written), map_location="cpu", weights_only=True)
-            self.model = KronosModule(**params).to(weights["predictor.s1_head.weight"].dtype)
+            self.model = KronosModule(**params).to(weights["tokenizer.head.weight"].dtype)
             self.model.load_state_dict(weights)
 
     def _optimized_historical_forecasts(

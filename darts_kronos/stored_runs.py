@@ -168,9 +168,12 @@ class StoredTorchModel(StampedTorchModel):
         finished = glob(os.path.join(kept, "*.ckpt"))
         first_stage = newest(os.path.join(folder, TOKENIZER_CHECKPOINTS))
         if not best and file_name is None and finished and first_stage is not None:
-            # A tokenizer that was trained again, and no predictor since.
-            times = [os.path.getmtime(one) for one in (newest(kept), first_stage) if one]
-            finished = finished if times[0] > times[1] else []
+            # A tokenizer that was trained again, and no predictor since. Copies of a folder have
+            # other times than the run had, so checkpoints themselves tell.
+            with refusing(folder):
+                epochs = _tokenizer_epochs(first_stage, trusted)
+                if all(_tokenizer_epochs(one, trusted) < epochs for one in finished):
+                    finished = []
         if finished or not os.path.exists(base):
             with refusing(folder):
                 model = MixedCovariatesTorchModel.load_from_checkpoint(
@@ -203,6 +206,13 @@ class StoredTorchModel(StampedTorchModel):
         model._fit_called = False
         model._tokenizer_ckpt_path = first_stage
         return model
+
+
+def _tokenizer_epochs(path: str, trusted: bool) -> int:
+    """Epochs of the tokenizer stage, of all fits, that a checkpoint knows of."""
+    loaded = load_ckpt_safely(load_fn=torch.load, path=path, trusted=trusted, map_location="cpu")
+    rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
+    return sum(row["stage"] == "tokenizer" and row["epoch"] > 0 for row in rows)
 
 
 def _check_class(model: object, path: str | os.PathLike[str]) -> None:

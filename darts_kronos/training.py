@@ -384,6 +384,8 @@ def forget_earlier_runs(trainer: pl.Trainer) -> None:
             one.best_model_path = one.kth_best_model_path = ""
             one.best_model_score = one.current_score = None
             one.best_k_models = {}
+            # Else it takes the step at which the last fit ended for one that it has saved.
+            one._last_global_step_saved = 0
         elif isinstance(one, EarlyStopping):
             one.wait_count = one.stopped_epoch = 0
             worst = torch.tensor(torch.inf)

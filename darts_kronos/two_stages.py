@@ -107,7 +107,7 @@ class TwoStageTorchModel(StoredTorchModel):
                 f"windows, a batch {datamodule.batch_size}."
             )
         never = trainer.check_val_every_n_epoch or 1
-        if load_best and (not trainer.limit_val_batches or never > (trainer.max_epochs or never)):
+        if load_best and (not trainer.limit_val_batches or 0 < (trainer.max_epochs or 0) < never):
             raise ValueError(
                 "`load_best=True` needs an epoch that is validated: `limit_val_batches` is "
                 f"{trainer.limit_val_batches}, `check_val_every_n_epoch` "

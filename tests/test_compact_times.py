@@ -13,6 +13,14 @@ def test_a_number_that_is_no_time_among_such_is_no_epoch():
         candles.from_dataframe(frame.assign(time=[201911260935, 201911269940, 201911271305]))
 
 
+def test_times_of_day_that_may_be_hours_need_a_format():
+    frame = candle_frame(4).reset_index(drop=True).assign(date="2019-01-01", time=[9, 10, 11, 12])
+    with pytest.raises(ValueError, match="times such as 12 may be hours or minutes"):
+        candles.from_dataframe(frame)
+    series = candles.from_dataframe(frame, time_format="%Y-%m-%d %H")
+    assert list(candles.timestamps(series).hour) == [9, 10, 11, 12]
+
+
 def test_milliseconds_of_1976_are_no_dates():
     frame = candle_frame(3).reset_index(drop=True)
     times = pd.DatetimeIndex(["1976-05-03 09:35", "1976-05-03 09:40", "1976-05-04 13:05"])

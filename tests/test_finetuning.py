@@ -1,6 +1,7 @@
 """Fine-tuning of weights: what moves, what is kept, what is said about it."""
 
 import builtins
+import pickle
 import shutil
 
 import numpy as np
@@ -255,6 +256,12 @@ class TestSaving:
 
 class TestLora:
     LORA = {"r": 2, "lora_alpha": 8}
+
+    def test_heads_with_updates_are_copied_too(self, folder):
+        lora = {"r": 2, "target_modules": ["s1_head", "qkv"]}
+        model = tuned(folder, lora=lora, n_epochs_tokenizer=0, n_epochs=1).fit(TRAIN)
+        found = pickle.loads(pickle.dumps(model))
+        assert found.predict(3, random_state=1) == model.predict(3, random_state=1)
 
     @pytest.fixture(scope="class")
     def model(self, folder):

@@ -1,6 +1,7 @@
 """Fits after the first: what was there before is neither lost nor mistaken for this one's."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -75,6 +76,17 @@ class TestTokenizerCutOff:
         assert best.predict(2, SERIES).n_timesteps == 2
 
 
+def test_a_copied_run_is_as_finished_as_it_was(tmp_path):
+    saving(tmp_path / "a").fit(SERIES, val_series=VAL)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for folder, _, names in os.walk(tmp_path / "b"):
+        for name in names:
+            later = time.time() + 60 * ("tokenizer" in folder)
+            os.utime(os.path.join(folder, name), (later, later))
+    model = KronosModel.load_from_checkpoint("run", str(tmp_path / "b"), best=False)
+    assert model.predict(2, SERIES).n_timesteps == 2
+
+
 def test_a_finished_run_says_that_nothing_is_left(tmp_path, caplog):
     saving(tmp_path).fit(SERIES)
     model = KronosModel.load_from_checkpoint("run", str(tmp_path), best=False)
@@ -110,6 +122,17 @@ class TestBestEpoch:
         checkpoint.kth_value = torch.tensor(-1e9)
         model.fit(candles(100, seed=3), val_series=VAL, load_best=True, retrain_tokenizer=True)
         assert not same(model, before)
+
+    def test_a_fit_that_ends_on_the_same_step_is_saved_too(self, tmp_path):
+        model = saving(tmp_path, n_epochs=1).fit(SERIES, val_series=VAL, load_best=True)
+        before = weights(model, "predictor.")
+        model.fit(candles(100, seed=3), val_series=VAL, load_best=True)
+        assert not same(model, before)
+
+    def test_a_run_bounded_by_steps_has_one(self, tmp_path):
+        steps = TINY["pl_trainer_kwargs"] | {"max_epochs": -1, "max_steps": 8}
+        model = saving(tmp_path, pl_trainer_kwargs=steps)
+        assert model.fit(SERIES, val_series=VAL, load_best=True).model is not None
 
     def test_early_stopping_judges_a_fit_by_itself(self):
         stop = EarlyStopping("val_loss", patience=1)
