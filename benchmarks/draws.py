@@ -47,7 +47,7 @@ def drawn(fitted: Fitted, pool: Pool, paths: int, numbers: str) -> list[np.ndarr
     """Paths (W, n, 4, S) of each validation series."""
     with (
         patch.object(learned, "SAMPLES", paths),
-        patch("darts_kronos.nn.rows.stratified", NUMBERS[numbers]),
+        patch("darts_kronos.nn.strata.stratified", NUMBERS[numbers]),
     ):
         return fitted.paths(pool.val, STRIDES["val"])
 

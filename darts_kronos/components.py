@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 PRICES = ("open", "high", "low", "close")
@@ -74,6 +75,16 @@ def given_components(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
         return order
     positions(names, wanted)
     return list(wanted)
+
+
+def told_apart(names: Iterable[str], before_count: str) -> list[str]:
+    """Names of which each is there once: the second of a name has a 2 behind `before_count`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}{before_count}{seen[name]}")
+    return found
 
 
 def has_prices(names: Iterable[str]) -> bool:

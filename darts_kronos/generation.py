@@ -22,7 +22,7 @@ from darts_kronos.nn.recorded_paths import RecordedPaths
 from darts_kronos.nn.recorded_rereading import RecordedRereads
 from darts_kronos.nn.rereading import Rereader
 from darts_kronos.nn.rows import SPOILT
-from darts_kronos.nn.strata import stratified
+from darts_kronos.nn.strata import drawing
 from darts_kronos.nn.tokenizer import KronosTokenizer
 
 PATH_BYTES = 256 * 2**20
@@ -478,11 +478,10 @@ class _Window:
             s2[:, :, i] = sampling.draw(reader.s2_logits(states, s1[:, :, i]), for_s2)
 
     def _numbers(self, bars: int, num_samples: int, sampling: Sampling) -> Tensor:
-        """What draws both tokens of new bars, (bars, 2, B, S, 1); zeros where that is greedy."""
-        shape = bars, 2, len(self.s1), num_samples, 1
-        if sampling.greedy:
-            return torch.zeros(shape, dtype=torch.float32, device=self.s1.device)
-        return stratified(bars, shape[2], num_samples, self.s1.device).view(shape)
+        """What draws both tokens of new bars, (bars, 2, B, S, 1)."""
+        B, device = len(self.s1), self.s1.device
+        numbers = drawing(bars, B, num_samples, device, greedy=sampling.greedy)
+        return numbers.view(bars, 2, B, num_samples, 1)
 
     def _records(self, steps: int) -> bool:
         """Whether so many steps are such as a GPU can record."""

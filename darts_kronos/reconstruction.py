@@ -71,8 +71,6 @@ def reconstruct(
     representation, tokenizer = module.representation, module.tokenizer
     order = positions(list(series.components), representation.given)
     values = series.values(copy=False)[:, order].astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("The series holds values that are missing or infinite.")
     check_values(0, series, slice(None), representation.name == "returns")
     dtype, device = tokenizer.head.weight.dtype, tokenizer.head.weight.device
     bars = torch.as_tensor(values, device=device)

@@ -171,8 +171,8 @@ class StoredTorchModel(StampedTorchModel):
             # A tokenizer that was trained again, and no predictor since. Copies of a folder have
             # other times than the run had, so checkpoints themselves tell.
             with refusing(folder):
-                epochs = _tokenizer_epochs(first_stage, trusted)
-                if all(_tokenizer_epochs(one, trusted) < epochs for one in finished):
+                known = [_tokenizer_epochs(_read(one, trusted)) for one in (first_stage, *finished)]
+                if max(known[1:]) < known[0]:
                     finished = []
         if finished or not os.path.exists(base):
             with refusing(folder):
@@ -181,11 +181,8 @@ class StoredTorchModel(StampedTorchModel):
                 )
             _check_class(model, base)
             model._kept_in = os.path.abspath(folder)
-            loaded = load_ckpt_safely(
-                load_fn=torch.load, path=model.load_ckpt_path, trusted=trusted, map_location="cpu"
-            )
-            rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
-            model._history = [dict(row) for row in rows]
+            loaded = _read(model.load_ckpt_path, trusted)
+            model._history = _history(loaded)
             model._planned_epochs = loaded.get("planned_epochs")
             model._epochs_done = int(loaded["epoch"]) + 1
             for kind in ("augmentation", "sampling"):
@@ -208,11 +205,23 @@ class StoredTorchModel(StampedTorchModel):
         return model
 
 
-def _tokenizer_epochs(path: str, trusted: bool) -> int:
+def _read(path: str, trusted: bool) -> dict[str, Any]:
+    """A checkpoint, whose tensors are read when they are asked for."""
+    loaded: dict[str, Any] = load_ckpt_safely(
+        load_fn=torch.load, path=path, trusted=trusted, map_location="cpu", mmap=True
+    )
+    return loaded
+
+
+def _history(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """What both stages had logged when a checkpoint was written."""
+    rows = checkpoint["callbacks"].get("TrainingHistory", {}).get("rows", [])
+    return [dict(row) for row in rows]
+
+
+def _tokenizer_epochs(checkpoint: dict[str, Any]) -> int:
     """Epochs of the tokenizer stage, of all fits, that a checkpoint knows of."""
-    loaded = load_ckpt_safely(load_fn=torch.load, path=path, trusted=trusted, map_location="cpu")
-    rows = loaded["callbacks"].get("TrainingHistory", {}).get("rows", [])
-    return sum(row["stage"] == "tokenizer" and row["epoch"] > 0 for row in rows)
+    return sum(row["stage"] == "tokenizer" and row["epoch"] > 0 for row in _history(checkpoint))
 
 
 def _check_class(model: object, path: str | os.PathLike[str]) -> None:

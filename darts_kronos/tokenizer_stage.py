@@ -26,6 +26,7 @@ from darts_kronos.training import (
     attached,
     forget_earlier_runs,
     listed,
+    require_a_batch,
 )
 
 TOKENIZER_GRADIENT_CLIP = 2.0
@@ -154,12 +155,7 @@ class TokenizerTraining:
             batch_size=batch_size,
             dataloader_kwargs=dict(datamodule.dataloader_kwargs, shuffle=datamodule.shuffle),
         )
-        if len(self.windows.train_dataloader()) == 0:
-            raise ValueError(
-                f"`drop_last` leaves the tokenizer no batch: the set has "
-                f"{len(datamodule.train_dataset)} windows, a batch {batch_size} "
-                "(`tokenizer_batch_size`)."
-            )
+        require_a_batch(self.windows, "the tokenizer ", "tokenizer_batch_size")
         inherited = {k: v for k, v in trainer_params.items() if k not in NOT_INHERITED}
         params = {
             "gradient_clip_val": TOKENIZER_GRADIENT_CLIP,

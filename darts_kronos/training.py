@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from darts.logging import get_logger
+from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from pytorch_lightning.callbacks import (
     EarlyStopping,
     ModelCheckpoint,
@@ -370,6 +371,21 @@ class CarryBack(pl.Callback):
             for one, state in zip(self.callbacks, states, strict=True):
                 one.load_state_dict(state)
         shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
+
+
+def require_a_batch(windows: TorchDataModule, of: str, parameter: str) -> None:
+    """Refuse a training set that `drop_last` leaves no batch of.
+
+    Raises
+    ------
+    ValueError
+        If there is none; `of` and `parameter` say whose windows and batches these are.
+    """
+    if len(windows.train_dataloader()) == 0:
+        raise ValueError(
+            f"`drop_last` leaves {of}no batch: the set has {len(windows.train_dataset)} windows, a "
+            f"batch {windows.batch_size} (`{parameter}`)."
+        )
 
 
 def forget_earlier_runs(trainer: pl.Trainer) -> None:

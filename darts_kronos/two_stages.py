@@ -31,6 +31,7 @@ from darts_kronos.training import (
     TrainingHistory,
     attached,
     forget_earlier_runs,
+    require_a_batch,
 )
 from darts_kronos.zero_shot import judge, note, noted, validation_loss
 
@@ -101,11 +102,7 @@ class TwoStageTorchModel(StoredTorchModel):
         datamodule: TorchDataModule,
         load_best: bool = False,
     ) -> None:
-        if len(datamodule.train_dataloader()) == 0:
-            raise ValueError(
-                f"`drop_last` leaves no batch: the set has {len(datamodule.train_dataset)} "
-                f"windows, a batch {datamodule.batch_size}."
-            )
+        require_a_batch(datamodule, "", "batch_size")
         never = trainer.check_val_every_n_epoch or 1
         if load_best and (not trainer.limit_val_batches or 0 < (trainer.max_epochs or 0) < never):
             raise ValueError(

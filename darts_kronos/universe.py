@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -17,6 +16,8 @@ from darts import TimeSeries
 from darts.logging import get_logger
 from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
+
+from darts_kronos.components import told_apart
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
@@ -129,13 +130,7 @@ def _metric_names(metrics: Sequence[Callable[..., Any]]) -> list[str]:
             "`metric` must be one or several of Darts' metrics; their parameters go into "
             "`metric_kwargs`, a dict for each."
         )
-    seen: Counter[str] = Counter()
-    names = []
-    for one in metrics:
-        seen[one.__name__] += 1
-        count = seen[one.__name__]
-        names.append(one.__name__ if count == 1 else f"{one.__name__} {count}")
-    return names
+    return told_apart([one.__name__ for one in metrics], " ")
 
 
 def _named(series: Mapping[str, TimeSeries] | Sequence[TimeSeries]) -> dict[str, TimeSeries]:

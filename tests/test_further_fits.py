@@ -59,7 +59,6 @@ class TestTokenizerCutOff:
     def test_a_killed_one_is_gone_on_with_and_not_the_run_before(self, tmp_path):
         model = saving(tmp_path, n_epochs_tokenizer=3).fit(SERIES, val_series=VAL)
         before = weights(model, "predictor.")
-        time.sleep(0.05)
         model.tokenizer_trainer_kwargs["callbacks"] = [Fail(RuntimeError("killed"), epoch=2)]
         with pytest.raises(RuntimeError, match="killed"):
             model.fit(SERIES, val_series=VAL, retrain_tokenizer=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from darts_kronos.cli.data import ENDINGS, label, read
 from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.files import written
 from darts_kronos.cli.fitted import load
+from darts_kronos.components import told_apart
 from darts_kronos.plotting import plot_forecast
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -129,18 +129,15 @@ def _show(paths: list[TimeSeries], series: list[TimeSeries], num_samples: int) -
 
 
 def _draw(path: str, series: list[TimeSeries], paths: list[TimeSeries], context: int) -> None:
-    drawn: Counter[str] = Counter()
-    for one, history in zip(paths, series, strict=True):
-        name = label(history, series)
+    names = [label(history, series) for history in series]
+    # Files of one symbol have one name.
+    stems = told_apart([name.replace("/", "_") for name in names], "_")
+    for one, history, name, stem in zip(paths, series, names, stems, strict=True):
         title = f"{len(one)} bars ahead" if len(series) == 1 else f"{name}: {len(one)} bars ahead"
         figure = plot_forecast(history[-context:], one, title=title)
         target = Path(path)
         if len(series) > 1:
-            own = name.replace("/", "_")
-            drawn[own] += 1
-            # Files of one symbol have one name.
-            own += f"_{drawn[own]}" if drawn[own] > 1 else ""
-            target = target.with_stem(f"{target.stem}_{own}")
+            target = target.with_stem(f"{target.stem}_{stem}")
         with written(target) as unfinished:
             figure.savefig(unfinished, dpi=PICTURE_DPI)
         say(f"drawn: {target}")

@@ -94,15 +94,13 @@ class BinarySphericalQuantizer(nn.Module):
         p = torch.sigmoid(-4.0 * unit * n_bits**-0.5)
         per_sample = weighted_mean(binary_entropy(p).sum(dim=-1), weights)
         if weights is None:
-            used = mean_over_ranks(p.flatten(0, -2).mean(dim=0))
+            codebook = binary_entropy(mean_over_ranks(p.flatten(0, -2).mean(dim=0))).sum()
         else:
             total = mean_over_ranks(weights.sum())
             used = mean_over_ranks((p * weights.unsqueeze(-1)).flatten(0, -2).sum(dim=0))
             used = used / total.clamp(min=torch.finfo(p.dtype).tiny)
-        codebook = binary_entropy(used).sum()
-        if weights is not None:
             # As all else, it is worth as much as the bars that count weigh in the mean.
             counted = mean_over_ranks(weights.count_nonzero().to(p.dtype))
-            codebook = codebook * total / counted.clamp(min=1.0)
+            codebook = binary_entropy(used).sum() * total / counted.clamp(min=1.0)
         entropy = self.gamma0 * per_sample - self.gamma * codebook
         return self.beta * commitment + self.zeta * entropy

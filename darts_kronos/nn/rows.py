@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from darts_kronos.nn.kernel_modules import row_kernels
-from darts_kronos.nn.strata import stratified
+from darts_kronos.nn.strata import drawing
 
 if TYPE_CHECKING:
     from darts_kronos.nn.layers import Cache
@@ -137,7 +137,7 @@ class RowPredictor(_Weights):
         sampling: tuple[float, int, float],
         eps: float,
     ) -> Tensor:
-        """Draw the next `n` bars of each path, by numbers that are ``stratified``.
+        """Draw the next `n` bars of each path, by numbers that ``drawing`` gives.
 
         As many threads as torch has each write paths of their own.
 
@@ -186,10 +186,7 @@ class RowPredictor(_Weights):
             (H, windows[-1].shape[1], F),
             eps,
         )
-        if sampling[1] == 1:
-            numbers = torch.zeros(n, 2, B * num_samples, dtype=torch.float32, device="cpu")
-        else:
-            numbers = stratified(n, B, num_samples, torch.device("cpu"))
+        numbers = drawing(n, B, num_samples, torch.device("cpu"), greedy=sampling[1] == 1)
         uniforms = numbers.permute(2, 0, 1).contiguous().numpy()
         first_states, first_logits = hidden.numpy(), s1_logits.numpy()
 

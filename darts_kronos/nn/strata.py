@@ -30,3 +30,13 @@ def stratified(n: int, windows: int, paths: int, device: torch.device) -> Tensor
         # The sum of the last part and a number near 1 may be rounded up.
         numbers = numbers.add_(part).div_(paths).clamp_(max=BELOW_ONE)
     return numbers.flatten(2)
+
+
+def drawing(n: int, windows: int, paths: int, device: torch.device, *, greedy: bool) -> Tensor:
+    """What draws both tokens of new bars, (n, 2, B * S): ``stratified`` numbers.
+
+    Where drawing is `greedy` they are zeros, and nothing is taken from torch's generator.
+    """
+    if greedy:
+        return torch.zeros(n, 2, windows * paths, dtype=torch.float32, device=device)
+    return stratified(n, windows, paths, device)
