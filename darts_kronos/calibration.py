@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from darts import TimeSeries
 from darts.typing import TimeSeriesLike
-from darts.utils.ts_utils import series2seq
 from tqdm.auto import tqdm
 
 from darts_kronos.parameters import check_sampling, plain, require_int
@@ -18,6 +17,7 @@ from darts_kronos.window_scores import (
     check_lengths,
     coverage_of_windows,
     crps_of_windows,
+    listed_series,
     measured_component,
     window_forecasts,
 )
@@ -89,7 +89,7 @@ def calibrate(
     ------
     ValueError
         Before anything is tried, if the model is not fitted, a value is out of range, or a
-        series is too short.
+        series is too short or there is none.
     """
     if model.model is None:
         raise ValueError("The model cannot be calibrated before it is fitted or loaded.")
@@ -105,7 +105,7 @@ def calibrate(
     for name, values in wanted.items():
         for value in values:
             check_sampling(model.sampling | {name: value}, model.model.representation.given)
-    series: Sequence[TimeSeries] = series2seq(val_series)
+    series = listed_series(val_series, "Validation")
     least = model.input_chunk_length + model.output_chunk_length
     check_lengths(series, least, "Validation")
     places = [measured_component(one, component) for one in series]

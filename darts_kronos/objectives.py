@@ -29,6 +29,7 @@ from darts_kronos.training import listed
 from darts_kronos.window_scores import (
     check_lengths,
     crps_of_windows,
+    listed_series,
     measured_component,
     metric_of_windows,
     window_forecasts,
@@ -320,11 +321,12 @@ def sampling_objective(
     Raises
     ------
     ValueError
-        If the model is not fitted, a series is too short, or a value is out of range.
+        If the model is not fitted, a series is too short or there is none, or a value is out of
+        range.
     """
     if model.model is None:
         raise ValueError("The sampling cannot be tuned before the model is fitted or loaded.")
-    held_out = series2seq(val)
+    held_out = listed_series(val, "Validation")
     check_lengths(held_out, model.input_chunk_length + model.output_chunk_length, "Validation")
     measured_component(held_out[0], component)
     require_paths(num_samples, metric)

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from darts import TimeSeries
 from darts.logging import get_logger
 from darts.typing import TimeSeriesLike
 from darts.utils.ts_utils import series2seq
@@ -54,7 +53,7 @@ from darts_kronos.search_space import (
     suggest_tokenizer,
     with_fixed,
 )
-from darts_kronos.window_scores import check_lengths, measured_component
+from darts_kronos.window_scores import check_lengths, listed_series, measured_component
 
 __all__ = [
     "best_model",
@@ -509,9 +508,7 @@ def _check_series(
 ) -> None:
     named = {}
     for role, series in {"Training": train, "Validation": val}.items():
-        if not isinstance(series, TimeSeries) and not len(series):
-            raise ValueError(f"{role} series are missing.")
-        named[role] = series2seq(series)
+        named[role] = listed_series(series, role)
     measured_component(named["Validation"][0], component)
     lengths = ("input_chunk_length", "output_chunk_length")
     missing = [name for name in lengths if name not in fixed]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from darts import TimeSeries
 from darts.metrics import mcrps, mic
+from darts.typing import TimeSeriesLike
+from darts.utils.ts_utils import series2seq
 
 from darts_kronos.components import canonical
 
@@ -15,6 +17,19 @@ if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
 
 INTERVALS = {"coverage 50": (0.25, 0.75), "coverage 90": (0.05, 0.95)}
+
+
+def listed_series(series: TimeSeriesLike, role: str) -> list[TimeSeries]:
+    """One series or several as a list.
+
+    Raises
+    ------
+    ValueError
+        If there are none; `role` says which: "Validation", say.
+    """
+    if not isinstance(series, TimeSeries) and not len(series):
+        raise ValueError(f"{role} series are missing.")
+    return list(series2seq(series))
 
 
 def check_lengths(series: Sequence[TimeSeries], least: int, role: str) -> None:

@@ -129,6 +129,7 @@ def test_any_component_and_several_series_of_any_scale_may_be_measured(fitted, s
         ({"component": "bid"}, "no component 'bid'; there are open, high"),
         ({"stride": 0}, "`stride` must be an integer >= 1 or None"),
         ({"num_samples": 1}, "`num_samples` must be an integer >= 2"),
+        ({"val_series": []}, "Validation series are missing"),
         ({"val_series": candles(29)}, "has 29 bars, at least 30 are needed"),
     ],
 )

@@ -464,6 +464,8 @@ class TestSampling:
     def test_bad_parameters_are_refused(self, fitted):
         with pytest.raises(ValueError, match="before the model is fitted"):
             tuning.tune_sampling(tiny_model(), VAL)
+        with pytest.raises(ValueError, match="Validation series are missing"):
+            tuning.tune_sampling(fitted, [])
         before = fitted.sampling
         for wrong, message in (
             ({"n_trials": 0}, "`n_trials`"),
