@@ -68,15 +68,30 @@ def run_baseline(pool: Pool, name: str) -> dict[str, Any]:
     }
 
 
+Fits = dict[tuple[str, ...], tuple[Fitted, str, float]]
+"""Models of a run, how their paths are drawn, and the seconds that it took to choose that."""
+
+
 def forecast(
-    store: Store, pool: Pool, candidate: Candidate, seed: int, most_epochs: int, part: str
+    store: Store,
+    fits: Fits,
+    pool: Pool,
+    candidate: Candidate,
+    seed: int,
+    most_epochs: int,
+    part: str,
 ) -> dict[str, Any]:
-    """A candidate's paths of a part of a pool, an array for each series, and what they cost."""
-    key = (pool.name, candidate.name, f"seed={seed}", f"epochs={most_epochs}", part)
-    found = store.get(*key)
+    """A candidate's paths of a part of a pool, an array for each series, and what they cost.
+
+    It is trained and calibrated for the first part that is asked for, and kept in `fits`.
+    """
+    which = (pool.name, candidate.name, f"seed={seed}", f"epochs={most_epochs}")
+    found = store.get(*which, part)
     if found is None:
-        fitted = Fitted(candidate, pool, seed, most_epochs, keep=True)
-        sampling, seconds = fitted.calibrate(STRIDES["val"])
+        if which not in fits:
+            new = Fitted(candidate, pool, seed, most_epochs, keep=True)
+            fits[which] = new, *new.calibrate(STRIDES["val"])
+        fitted, sampling, seconds = fits[which]
         started = time.perf_counter()
         paths = fitted.paths(getattr(pool, part), STRIDES[part])
         result = {
@@ -87,25 +102,25 @@ def forecast(
             "forecast_seconds": time.perf_counter() - started,
             "n_parameters": fitted.n_parameters,
         }
-        found = store.put(result, *key)
+        found = store.put(result, *which, part)
         print(f"  {pool.name}: {candidate.name}: seed {seed}, {part}", flush=True)
     return found
 
 
 def validation_crps(
-    store: Store, pool: Pool, tried: list[Candidate], most_epochs: int
+    store: Store, fits: Fits, pool: Pool, tried: list[Candidate], most_epochs: int
 ) -> dict[str, float]:
     """The mean CRPS of the close on the validation part, over the last close, by candidate."""
     losses = {}
     for candidate in tried:
-        found = forecast(store, pool, candidate, 0, most_epochs, "val")
+        found = forecast(store, fits, pool, candidate, 0, most_epochs, "val")
         scores = score_all(found["paths"], pool, "val")
         losses[candidate.name] = float(np.mean([one.crps.mean() for one in scores.values()]))
     return losses
 
 
 def tune(
-    store: Store, pool: Pool, model: str, budget: int, most_epochs: int
+    store: Store, fits: Fits, pool: Pool, model: str, budget: int, most_epochs: int
 ) -> tuple[Candidate, dict[str, float]]:
     """The candidate of a model with the least validation CRPS, and that of each by its name.
 
@@ -113,20 +128,20 @@ def tune(
     """
     first, *others = CONFIGS[model][:budget]
     seen = [Candidate(model, view, first) for view in views(model)]
-    losses = validation_crps(store, pool, seen, most_epochs)
+    losses = validation_crps(store, fits, pool, seen, most_epochs)
     best = min(seen, key=lambda one: losses[one.name])
     further = [Candidate(model, best.view, config) for config in others]
-    losses |= validation_crps(store, pool, further, most_epochs)
+    losses |= validation_crps(store, fits, pool, further, most_epochs)
     return min([best, *further], key=lambda one: losses[one.name]), losses
 
 
 def run_learned(
-    store: Store, pool: Pool, chosen: Candidate, seeds: int, most_epochs: int
+    store: Store, fits: Fits, pool: Pool, chosen: Candidate, seeds: int, most_epochs: int
 ) -> list[dict[str, Any]]:
     """Scores of a learned model on the test part, a result for each seed."""
     results = []
     for seed in range(seeds):
-        found = forecast(store, pool, chosen, seed, most_epochs, "test")
+        found = forecast(store, fits, pool, chosen, seed, most_epochs, "test")
         scores = score_all(found.pop("paths"), pool, "test")
         results.append({"scores": scores, "candidate": chosen.name, **found})
     return results
@@ -154,13 +169,14 @@ def main() -> None:
     results: report.Results = {}
     for name in pools:
         pool = load(name)
+        fits: Fits = {}
         chosen, tuned[name] = {}, {}
         for model in arguments.models:
-            chosen[model], tuned[name][model] = tune(store, pool, model, budget, most_epochs)
+            chosen[model], tuned[name][model] = tune(store, fits, pool, model, budget, most_epochs)
         if not arguments.tune:
             results[name] = {walk: [run_baseline(pool, walk)] for walk in (*BASELINES, HAR, ORACLE)}
             for model, candidate in chosen.items():
-                results[name][model] = run_learned(store, pool, candidate, seeds, most_epochs)
+                results[name][model] = run_learned(store, fits, pool, candidate, seeds, most_epochs)
     report.write_tuning(tuned, out)
     if results:
         report.write(results, out, overlap=-(-HORIZON // STRIDES["test"]))
