@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextvars import ContextVar
 from io import BytesIO
+from threading import RLock
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +21,10 @@ from darts_kronos.storage import make_folder, replacing
 
 _SAVING: ContextVar[bool] = ContextVar("_SAVING", default=False)
 """Whether `save` is at work, which writes the networks to a file of their own."""
+
+TURN = RLock()
+"""Held by the thread that forecasts. What a forecast is of lies in the model while it is made, on a
+GPU Lightning moves the networks there and back, and all threads share torch's random numbers."""
 
 
 class StampedTorchModel(MixedCovariatesTorchModel):
@@ -83,12 +88,14 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     def predict_from_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """Forecast as Darts does; `predict` and backtests come here, too.
 
+        The threads of a process take turns.
+
         Raises
         ------
         KeyboardInterrupt
             After Ctrl-C. Lightning itself would exit from Python.
         """
-        with interruptible():
+        with TURN, interruptible():
             return super().predict_from_dataset(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,13 +123,14 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     ) -> Any:
         """Backtest as Darts does; of forecasts whose last bar is asked for, keep no other."""
         assert self.model is not None
-        self.model.last_bar_only = last_points_only
-        try:
-            return super()._optimized_historical_forecasts(
-                series, *args, last_points_only=last_points_only, **kwargs
-            )
-        finally:
-            self.model.last_bar_only = False
+        with TURN:
+            self.model.last_bar_only = last_points_only
+            try:
+                return super()._optimized_historical_forecasts(
+                    series, *args, last_points_only=last_points_only, **kwargs
+                )
+            finally:
+                self.model.last_bar_only = False
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
         """Save the model to `path` and its weights to ``path + ".ckpt"``; see Darts' ``save``.

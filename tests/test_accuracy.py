@@ -69,6 +69,69 @@ def test_returns_become_prices_from_the_close_before_the_first_target():
         np.testing.assert_allclose(found[..., 0], came, rtol=1e-9)
 
 
+class TestOwnReturns:
+    """Returns over the volatility of each context, as baselines may see them."""
+
+    @pytest.fixture
+    def fitted(self):
+        fitted = learned.Fitted.__new__(learned.Fitted)
+        fitted.candidate = learned.Candidate("LSTM", "own returns")
+        fitted.whole, fitted.scaler, fitted.scale = True, None, 1.0
+        return fitted
+
+    @pytest.fixture
+    def series(self):
+        # The benchmark's candles are numbered, and grow wilder here.
+        return candles(200, freq=None)[data.PRICES].map(lambda x: 100 * (x / 100) ** 1.5)
+
+    def test_each_window_is_over_the_volatility_of_its_context_alone(self, fitted, series):
+        (seen,) = fitted._seen([series])
+        contexts, _ = data.windows(series, 7)
+        found, volatility = learned._own_windows(seen, 7, data.CONTEXT - 1)
+        assert len(found) == len(contexts) == len(volatility)
+        for one, context, size in zip(found, np.log(contexts), volatility, strict=True):
+            returns = context[1:] - context[:-1, -1:]
+            assert size == pytest.approx(returns[:, -1].std())
+            np.testing.assert_allclose(one.values(), returns / size, rtol=1e-9)
+
+    def test_contexts_that_stand_still_are_not_scaled(self):
+        still = TimeSeries.from_values(np.zeros((120, 4)))
+        _, volatility = learned._own_windows(still, 4, 95)
+        assert (volatility == 1).all()
+
+    @pytest.mark.parametrize("model", ["LSTM", "TFT", "LightGBM"])
+    def test_models_learn_each_window_with_its_horizon(self, fitted, model):
+        series = candles(200)[data.PRICES]
+        fitted.candidate, fitted.whole = (
+            learned.Candidate(model, "own returns"),
+            model != "LightGBM",
+        )
+        windows, stamps = fitted._to_learn([series, series[:150]])
+        assert len(windows) == 200 - 107 + 150 - 107
+        assert {len(one) for one in windows} == {data.CONTEXT - 1 + data.HORIZON}
+        assert windows[3].start_time() == series.time_index[4]
+        assert len(stamps) == (len(windows) if model == "TFT" else 0)
+
+    def test_forecasts_become_prices(self, fitted, series):
+        (seen,) = fitted._seen([series])
+        values, first = seen.values(), seen.start_time()
+
+        def true_bars(n, series, **kwargs):
+            # What comes after each context, in its own units.
+            found = []
+            for one in series:
+                start = one.end_time() + 1 - first
+                size = values[start - len(one) : start, -1].std()
+                ahead = seen[start : start + n]
+                found.append(ahead.with_values(ahead.values() / size))
+            return found
+
+        fitted.model = SimpleNamespace(predict=true_bars)
+        (paths,) = fitted.paths([series], 4)
+        _, futures = data.windows(series, 4)
+        np.testing.assert_allclose(paths[..., 0], futures, rtol=1e-9)
+
+
 def test_errors_of_the_close():
     found = scores([[[1.0, 1.1, 1.3]]], [[1.2]])
     # The median is for absolute errors, the mean for squared ones.

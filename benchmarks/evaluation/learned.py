@@ -1,8 +1,8 @@
 """Forecasters that are trained: KronosModel, and Darts' LSTM, TFT, NLinear and LightGBM.
 
-Each baseline sees bars as scaled prices or as returns (log open, high, low, close over the close
-before, scaled by the training part), Kronos returns mirrored or as they are; the better on
-validation is reported.
+Each baseline sees bars as scaled prices, as returns (log open, high, low, close over the close
+before, scaled by the training part) or as returns over the volatility of each context, Kronos
+returns mirrored or as they are; the best on validation is reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Candidate:
     model
         Name of the model.
     view
-        How it sees bars: "prices" or "returns"; Kronos "mirrored" or "as seen" in training.
+        How it sees bars: "prices", "returns" or "own returns", these over the volatility of each
+        context; Kronos "mirrored" or "as seen" in training.
     config
         Values of the model's parameters.
     """
@@ -94,7 +95,9 @@ simulated candles, and keeps its best epoch."""
 
 def views(model: str) -> list[str]:
     """How a model may see bars."""
-    return ["mirrored", "as seen"] if model == "Kronos" else ["returns", "prices"]
+    if model == "Kronos":
+        return ["mirrored", "as seen"]
+    return ["returns", "prices", "own returns"]
 
 
 class Fitted:
@@ -131,13 +134,16 @@ class Fitted:
         elif candidate.view == "returns":
             closes = [np.log(s["close"].values()[:, 0]) for s in pool.train]
             self.scale = 1 / float(np.std(np.concatenate([np.diff(close) for close in closes])))
-        train, val = self._seen(pool.train), self._seen(pool.val)
         # Pretraining serves all pools; each fit counts it in full.
         pretrained = candidate.config.get("pretrained")
         before = _pretrained(candidate.config, seed)[1] if pretrained else 0.0
 
         def fit() -> Any:
-            return _MAKERS[candidate.model](candidate, train, val, seed, most_epochs)
+            (train, stamps), (val, val_stamps) = map(self._to_learn, (pool.train, pool.val))
+            covariates = {}
+            if candidate.model == "TFT":
+                covariates = {"future_covariates": stamps, "val_future_covariates": val_stamps}
+            return _MAKERS[candidate.model](candidate, train, val, covariates, seed, most_epochs)
 
         if keep and candidate.model == "Kronos":
             path, seconds = _kept("fits", (pool.name, candidate.name, seed), fit)
@@ -180,7 +186,7 @@ class Fitted:
         return series[PRICES] if self.whole else series["close"]
 
     def _seen(self, series: Sequence[TimeSeries]) -> list[TimeSeries]:
-        """The series as the model sees them."""
+        """The series as the model sees them; "own returns" are these before they are scaled."""
         if self.candidate.model == "Kronos":
             return list(series)
         if self.scaler is not None:
@@ -193,41 +199,53 @@ class Fitted:
             seen.append(self._priced(one)[1:].with_values(returns))
         return seen
 
+    def _to_learn(self, series: Sequence[TimeSeries]) -> tuple[list[TimeSeries], list[TimeSeries]]:
+        """What the model learns from, and the calendar stamps of each."""
+        seen = self._seen(series)
+        stamps = [_stamps(one) for one in seen] if self.candidate.model == "TFT" else []
+        if self.candidate.view != "own returns":
+            return seen, stamps
+        cuts = [_own_windows(one, 1, CONTEXT - 1 + HORIZON)[0] for one in seen]
+        pairs = zip(cuts, stamps, strict=True) if stamps else ()
+        return sum(cuts, []), [stamp for cut, stamp in pairs for _ in cut]
+
     def paths(self, series: Sequence[TimeSeries], stride: int) -> list[np.ndarray]:
         """Sample paths of each series' forecasts, (W, n, 4 or 1, S), in its own units."""
-        seen = self._seen(series)
-        found = [
-            self.model.historical_forecasts(
-                one,
-                start=one.end_time() - len(raw) + 1 + CONTEXT,
-                forecast_horizon=HORIZON,
-                stride=stride,
-                retrain=False,
-                last_points_only=False,
-                num_samples=SAMPLES,
-                verbose=False,
-                show_warnings=False,
-                **self._covariates([one]),
-            )
-            for one, raw in zip(seen, series, strict=True)
-        ]
-        return [
-            self._in_prices(forecasts, i, raw)
-            for i, (forecasts, raw) in enumerate(zip(found, series, strict=True))
-        ]
+        pairs = zip(series, self._seen(series), strict=True)
+        return [self._paths(i, raw, seen, stride) for i, (raw, seen) in enumerate(pairs)]
 
-    def _covariates(self, series: list[TimeSeries]) -> dict[str, Any]:
-        if self.candidate.model != "TFT":
-            return {}
-        return {"future_covariates": _stamps(series)[0]}
+    def _paths(self, i: int, raw: TimeSeries, seen: TimeSeries, stride: int) -> np.ndarray:
+        covariates: dict[str, Any] = {}
+        if self.candidate.model == "TFT":
+            covariates["future_covariates"] = _stamps(seen)
+        kwargs = {"num_samples": SAMPLES, "verbose": False, "show_warnings": False}
+        if self.candidate.view == "own returns":
+            contexts, scale = _own_windows(seen, stride, CONTEXT - 1)
+            covariates = {name: [one] * len(contexts) for name, one in covariates.items()}
+            forecasts = self.model.predict(HORIZON, series=contexts, **covariates, **kwargs)
+            return self._in_prices(forecasts, i, raw, scale[:, None, None, None])
+        forecasts = self.model.historical_forecasts(
+            seen,
+            start=seen.end_time() - len(raw) + 1 + CONTEXT,
+            forecast_horizon=HORIZON,
+            stride=stride,
+            retrain=False,
+            last_points_only=False,
+            **covariates,
+            **kwargs,
+        )
+        return self._in_prices(forecasts, i, raw)
 
-    def _in_prices(self, forecasts: list[TimeSeries], i: int, raw: TimeSeries) -> np.ndarray:
+    def _in_prices(
+        self, forecasts: list[TimeSeries], i: int, raw: TimeSeries, units: np.ndarray | float = 1.0
+    ) -> np.ndarray:
+        """Forecasts of the model's as prices; each window's are in its `units` of `scale`."""
         if self.candidate.model == "Kronos":
             return np.stack([one[PRICES].all_values() for one in forecasts])
         if self.scaler is not None:
             back = [self.scaler.inverse_transform(one, idx_params=i) for one in forecasts]
             return np.stack([one.all_values() for one in back])
-        returns = np.stack([one.all_values() for one in forecasts]) / self.scale
+        returns = np.stack([one.all_values() for one in forecasts]) * units / self.scale
         closes = returns[:, :, -1:].cumsum(axis=1)
         first = raw.start_time()
         known = raw["close"].values()[:, 0]
@@ -235,11 +253,28 @@ class Fitted:
         return last[:, None, None, None] * np.exp(closes - returns[:, :, -1:] + returns)
 
 
-def _stamps(series: Sequence[TimeSeries]) -> list[TimeSeries]:
-    """Calendar stamps of the series and of a horizon more, scaled to about 1."""
-    stamped = [stamp_series(one, HORIZON) for one in series]
-    sizes = np.array([60.0, 24.0, 7.0, 31.0, 12.0])
-    return [one.with_values(one.values() / sizes) for one in stamped if one is not None]
+def _own_windows(
+    returns: TimeSeries, stride: int, length: int
+) -> tuple[list[TimeSeries], np.ndarray]:
+    """The first `length` bars of each window, over the volatility of its context, and these, (W,).
+
+    The windows are those of ``evaluation.data.windows``, but that the first bar of each has no
+    return.
+    """
+    values = returns.values(copy=False)
+    found, volatility = [], []
+    for first in range(0, len(returns) - CONTEXT - HORIZON + 2, stride):
+        deviation = float(values[first : first + CONTEXT - 1, -1].std()) or 1.0
+        found.append(returns[first : first + length] / deviation)
+        volatility.append(deviation)
+    return found, np.array(volatility)
+
+
+def _stamps(series: TimeSeries) -> TimeSeries:
+    """Calendar stamps of a series and of a horizon more, scaled to about 1."""
+    stamped = stamp_series(series, HORIZON)
+    assert stamped is not None
+    return stamped.with_values(stamped.values() / np.array([60.0, 24.0, 7.0, 31.0, 12.0]))
 
 
 def _torch_kwargs(config: dict[str, Any], seed: int, most_epochs: int) -> dict[str, Any]:
@@ -263,22 +298,17 @@ def _torch_kwargs(config: dict[str, Any], seed: int, most_epochs: int) -> dict[s
     }
 
 
-def _network(cls: type, with_stamps: bool = False) -> Callable[..., Any]:
+def _network(cls: type) -> Callable[..., Any]:
     def make(
         candidate: Candidate,
         train: list[TimeSeries],
         val: list[TimeSeries],
+        covariates: dict[str, list[TimeSeries]],
         seed: int,
         most_epochs: int,
     ) -> Any:
         own = {key: value for key, value in candidate.config.items() if key != "lr"}
         model = cls(**_torch_kwargs(candidate.config, seed, most_epochs), **own)
-        covariates = {}
-        if with_stamps:
-            covariates = {
-                "future_covariates": _stamps(train),
-                "val_future_covariates": _stamps(val),
-            }
         return model.fit(train, val_series=val, load_best=True, **covariates)
 
     return make
@@ -297,6 +327,7 @@ def _light_gbm(
     candidate: Candidate,
     train: list[TimeSeries],
     val: list[TimeSeries],
+    covariates: dict[str, list[TimeSeries]],
     seed: int,
     most_epochs: int,
 ) -> LightGBMModel:
@@ -309,7 +340,7 @@ def _light_gbm(
         n_jobs=1,
         **candidate.config,
     )
-    return model.fit(train)
+    return model.fit(train, max_samples_per_ts=1 if candidate.view == "own returns" else None)
 
 
 def _parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -357,6 +388,7 @@ def _kronos(
     candidate: Candidate,
     train: list[TimeSeries],
     val: list[TimeSeries],
+    covariates: dict[str, list[TimeSeries]],
     seed: int,
     most_epochs: int,
 ) -> KronosModel:
@@ -377,7 +409,7 @@ def _kronos(
 _MAKERS: dict[str, Callable[..., Any]] = {
     "Kronos": _kronos,
     "LSTM": _network(_lstm),  # type: ignore[arg-type]
-    "TFT": _network(TFTModel, with_stamps=True),
+    "TFT": _network(TFTModel),
     "NLinear": _network(_nlinear),  # type: ignore[arg-type]
     "LightGBM": _light_gbm,
 }
