@@ -13,11 +13,12 @@ import pytorch_lightning as pl
 import torch
 from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
-from darts_kronos.storage import make_folder, replacing
+from darts_kronos.storage import make_folder, replacing, with_checkpoint_io
 
 _SAVING: ContextVar[bool] = ContextVar("_SAVING", default=False)
 """Whether `save` is at work, which writes the networks to a file of their own."""
@@ -73,6 +74,19 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         if trainer is not None:
             refuse_half_precision(trainer.precision)
         return super()._setup_trainer(trainer, model, verbose, epochs)
+
+    @staticmethod
+    def _init_trainer(trainer_params: dict[str, Any], max_epochs: int | None = None) -> pl.Trainer:
+        plugins = with_checkpoint_io(trainer_params.get("plugins"))
+        try:
+            return MixedCovariatesTorchModel._init_trainer(
+                trainer_params={**trainer_params, "plugins": plugins}, max_epochs=max_epochs
+            )
+        except MisconfigurationException as error:
+            raise ValueError(
+                f"`pl_trainer_kwargs` asks for what this machine cannot do: {error} A saved model "
+                "takes others in `load(path, pl_trainer_kwargs={'accelerator': 'auto'})`."
+            ) from error
 
     def _setup_for_predict(self, *args: Any, **kwargs: Any) -> Any:
         # A forecast that was spread over devices would come back in parts.

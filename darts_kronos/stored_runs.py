@@ -18,6 +18,7 @@ from darts.models.forecasting.torch_forecasting_model import (
     load_ckpt_safely,
     load_wrapper_safely,
 )
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from darts_kronos.darts_base import StampedTorchModel
@@ -76,6 +77,19 @@ class StoredTorchModel(StampedTorchModel):
             with saying_what_was_not_written(folder):
                 yield
 
+    def _go_on_in(self, folder: str) -> None:
+        """Save what is still to come in the folder of this run, wherever it lay when it began."""
+        before = os.path.abspath(self._folder)
+        self._kept_in = folder
+        if folder == before:
+            return
+        self.work_dir, self.model_name = os.path.split(folder)
+        self._model_params |= {"work_dir": self.work_dir, "model_name": self.model_name}
+        kept_before = os.path.realpath(os.path.join(before, CHECKPOINTS_FOLDER))
+        for one in self.trainer_params["callbacks"]:
+            if isinstance(one, ModelCheckpoint) and one.dirpath == kept_before:
+                one.dirpath = os.path.realpath(os.path.join(folder, CHECKPOINTS_FOLDER))
+
     @property
     def _tokenizer_checkpoints(self) -> str:
         return os.path.join(self._folder, TOKENIZER_CHECKPOINTS)
@@ -126,6 +140,8 @@ class StoredTorchModel(StampedTorchModel):
         ValueError
             If the models differ, or a file is damaged or asks for code to be run.
         """
+        # They are copied to where this model's are.
+        kwargs.setdefault("map_location", "cpu")
         with refusing(file_name or str(model_name)):
             super().load_weights_from_checkpoint(model_name, work_dir, file_name, *args, **kwargs)
 
@@ -180,7 +196,7 @@ class StoredTorchModel(StampedTorchModel):
                     model_name, work_dir, file_name, best, trusted, **kwargs
                 )
             _check_class(model, base)
-            model._kept_in = os.path.abspath(folder)
+            model._go_on_in(os.path.abspath(folder))
             loaded = _read(model.load_ckpt_path, trusted)
             model._history = _history(loaded)
             model._planned_epochs = loaded.get("planned_epochs")
@@ -199,7 +215,7 @@ class StoredTorchModel(StampedTorchModel):
                 path=base, trusted=trusted, map_location=kwargs.get("map_location")
             )
         _check_class(model, base)
-        model._kept_in = os.path.abspath(folder)
+        model._go_on_in(os.path.abspath(folder))
         model._fit_called = False
         model._tokenizer_ckpt_path = first_stage
         return model

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from darts.models.forecasting.torch_forecasting_model import _DartsCheckpointIO
 from darts.utils.data.torch_datasets._data_module import TorchDataModule
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.autologging import not_autologged
 from darts_kronos.module import KronosModule
+from darts_kronos.storage import with_checkpoint_io
 from darts_kronos.training import (
     EpochRandomness,
     KeepBest,
@@ -168,10 +167,7 @@ class TokenizerTraining:
             callbacks.append(LastEpoch(checkpoints, LAST_CHECKPOINT, save_on_train_epoch_end=True))
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
         self.stage = TokenizerStage(module, optimizer_kwargs)
-        plugins = list(params.pop("plugins", None) or [])
-        if not any(isinstance(one, CheckpointIO) for one in plugins):
-            # As Darts' own trainers, it reads checkpoints without running code from them.
-            plugins.append(_DartsCheckpointIO())
+        plugins = with_checkpoint_io(params.pop("plugins", None))
         self.trainer = pl.Trainer(callbacks=callbacks, plugins=plugins, **params)
 
     def fit(

@@ -86,6 +86,11 @@ class TwoStageTorchModel(StoredTorchModel):
     def _tensorboard(self, version: str) -> TensorBoardLogger:
         return TensorBoardLogger(self._folder, name="", version=version)
 
+    def _go_on_in(self, folder: str) -> None:
+        super()._go_on_in(folder)
+        if self._makes_logger:
+            self.trainer_params["logger"] = self._tensorboard("logs")
+
     @property
     def _goes_on_trained(self) -> bool:
         """Whether `fit` trains on what a `fit` before ended with; not if it resumes that one."""

@@ -9,6 +9,8 @@ from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 from factories import COMPONENTS, candles, tiny_model
 
+from darts_kronos import KronosModel
+
 
 @pytest.fixture(scope="module")
 def series():
@@ -95,6 +97,17 @@ def test_16_bit_true_precision_is_refused(precision, series):
     custom = pl.Trainer(**trainer, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match="bf16-mixed"):
         tiny_model().fit(series, trainer=custom)
+
+
+def test_a_device_that_is_not_there_is_named_and_the_way_out(series, tmp_path):
+    trainer = {"accelerator": "gpu", "devices": [99]}
+    message = r"`pl_trainer_kwargs` asks for what this machine cannot do: .*gpu.*load\(path, pl_"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        tiny_model(pl_trainer_kwargs=trainer).fit(series)
+    tiny_model().fit(series).save(str(tmp_path / "model.pt"))
+    loaded = KronosModel.load(str(tmp_path / "model.pt"), pl_trainer_kwargs=trainer)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        loaded.predict(2)
 
 
 class TestSeries:

@@ -1,6 +1,7 @@
 """A run that was killed goes on where it was, in either stage, as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from factories import TINY, candles, tiny_model
+from factories import GREEDY, TINY, candles, tiny_model
 
 from darts_kronos import KronosModel
 
@@ -318,3 +319,58 @@ def test_a_second_fit_that_was_cut_off_ends_after_as_many_epochs_as_it_would_hav
     whole = KronosModel(**options).fit(candles(90)).fit(candles(90))
     assert len(whole.training_history) == first + 4
     assert len(loaded.training_history) == len(whole.training_history)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+def test_a_run_that_was_moved_goes_on_where_it_lies(tmp_path, stage):
+    fit(training(tmp_path / "there", log_tensorboard=True))
+    (tmp_path / "here").mkdir()
+    shutil.move(tmp_path / "there" / "run", tmp_path / "here" / "moved")
+    run = tmp_path / "here" / "moved"
+    if stage == "tokenizer":
+        shutil.rmtree(run / "checkpoints")
+    before = {one.name for one in run.rglob("*")}
+    loaded = KronosModel.load_from_checkpoint("moved", str(tmp_path / "here"), best=False)
+    loaded.fit(candles(90), val_series=candles(60, seed=1), epochs=5)
+    assert list((tmp_path / "there").iterdir()) == []
+    new = {one.name for one in run.rglob("*")} - before
+    assert "last-epoch=4.ckpt" in new and any(name.startswith("events") for name in new)
+    again = KronosModel.load_from_checkpoint("moved", str(tmp_path / "here"), best=False)
+    assert len(again.training_history) == len(loaded.training_history) == 4 + 5
+
+
+class TestFilesOfAGpu:
+    """What was trained on a GPU is of use where there is none."""
+
+    @pytest.fixture(autouse=True)
+    def of_a_gpu(self, monkeypatch):
+        # Files say that their tensors were on a GPU, as torch writes it.
+        names = (-1, lambda storage: "cuda:0", lambda storage, location: None)
+        registry = [names, *torch.serialization._package_registry]
+        monkeypatch.setattr(torch.serialization, "_package_registry", registry)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def test_they_are_as_a_gpu_would_write_them(self, tmp_path):
+        torch.save(torch.ones(2), tmp_path / "one.pt")
+        with pytest.raises(RuntimeError, match="on a CUDA device"):
+            torch.load(tmp_path / "one.pt")
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+    def test_a_run_goes_on(self, tmp_path, stage):
+        fit(training(tmp_path))
+        if stage == "tokenizer":
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+        loaded = KronosModel.load_from_checkpoint("run", str(tmp_path), best=False)
+        loaded.fit(candles(90), val_series=candles(60, seed=1), epochs=5)
+        assert loaded.epochs_trained == 5
+        assert list(loaded.training_history["stage"]).count("tokenizer") == 4
+
+    def test_models_forecast_and_lend_their_weights(self, tmp_path):
+        model = tiny_model(**GREEDY).fit(candles(90))
+        model.save(str(tmp_path / "model.pt"))
+        again = KronosModel.load(str(tmp_path / "model.pt"))
+        other = tiny_model(**GREEDY)
+        other.load_weights(str(tmp_path / "model.pt"))
+        expected = model.predict(6).values()
+        for one in (again, other):
+            np.testing.assert_array_equal(one.predict(6, candles(90)).values(), expected)
