@@ -124,7 +124,7 @@ def tune(
 ) -> tuple[Candidate, dict[str, float]]:
     """The candidate of a model with the least validation CRPS, and that of each by its name.
 
-    The first configuration is tried in both views of the bars, the others in the better one.
+    The first configuration is tried in each view of the bars, the others in the best one.
     """
     first, *others = CONFIGS[model][:budget]
     seen = [Candidate(model, view, first) for view in views(model)]

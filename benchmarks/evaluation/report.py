@@ -31,7 +31,10 @@ _BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": 
 RIVALS = ("LSTM", "TFT")
 """The networks that Kronos is compared with by name."""
 
-TESTED = (*RIVALS, HAR)
+SIMPLER = ("LightGBM", HAR)
+"""Forecasters that are no networks, and near it."""
+
+TESTED = (*RIVALS, *SIMPLER)
 """The forecasters that it is tested against by name, beside the bands."""
 
 
@@ -279,15 +282,15 @@ def _rivals(frame: pd.DataFrame) -> list[str]:
         return []
     tests = [f"DM p ({name})" for name in TESTED if f"DM p ({name})" in ours]
     table = ours.loc[theirs.index, tests]
-    told, walk = (
-        frame[frame["model"] == name].set_index("series")["CRPS ratio"] for name in (ORACLE, HAR)
-    )
-    table.insert(0, "CRPS over the better", ours["CRPS ratio"] / theirs)
-    table.insert(1, f"{ORACLE}, CRPS over the better", told / theirs)
-    table.insert(2, f"CRPS over the {HAR}'s", ours["CRPS ratio"] / walk)
+    crps = frame.pivot(index="series", columns="model", values="CRPS ratio")
+    table.insert(0, "CRPS over the better", crps["Kronos"] / theirs)
+    table.insert(1, f"{ORACLE}, CRPS over the better", crps[ORACLE] / theirs)
+    simpler = [name for name in SIMPLER if name in crps]
+    for i, name in enumerate(simpler):
+        table.insert(2 + i, f"CRPS over {name}'s", crps["Kronos"] / crps[name])
     table.loc["mean"] = table.mean()
     table.loc["mean", tests] = np.nan
-    title = f"## Kronos over the better of {' and '.join(RIVALS)}, and over the {HAR}"
+    title = f"## Kronos over the better of {' and '.join(RIVALS)}, and over {' and '.join(simpler)}"
     return [title, table.to_markdown(floatfmt=".3f")]
 
 
