@@ -86,7 +86,7 @@ class StoredTorchModel(StampedTorchModel):
         self.work_dir, self.model_name = os.path.split(folder)
         self._model_params |= {"work_dir": self.work_dir, "model_name": self.model_name}
         kept_before = os.path.realpath(os.path.join(before, CHECKPOINTS_FOLDER))
-        for one in self.trainer_params["callbacks"]:
+        for one in self.trainer_params.get("callbacks") or []:
             if isinstance(one, ModelCheckpoint) and one.dirpath == kept_before:
                 one.dirpath = os.path.realpath(os.path.join(folder, CHECKPOINTS_FOLDER))
 
@@ -124,6 +124,13 @@ class StoredTorchModel(StampedTorchModel):
             )
         _check_class(model, path)
         return model
+
+    def _load_from_checkpoint(self, file_path: str, trusted: bool = False, **kwargs: Any) -> Any:
+        # To the CPU: the device that they were on may not be here, and Lightning brings the
+        # networks to where they are used.
+        if kwargs.get("map_location") is None:
+            kwargs["map_location"] = "cpu"
+        return super()._load_from_checkpoint(file_path, trusted, **kwargs)
 
     def load_weights_from_checkpoint(
         self,

@@ -344,11 +344,14 @@ class TestFilesOfAGpu:
 
     @pytest.fixture(autouse=True)
     def of_a_gpu(self, monkeypatch):
-        # Files say that their tensors were on a GPU, as torch writes it.
-        names = (-1, lambda storage: "cuda:0", lambda storage, location: None)
+        # Files say that their tensors were on the last of eight GPUs, as torch writes it.
+        names = (-1, lambda storage: "cuda:7", lambda storage, location: None)
         registry = [names, *torch.serialization._package_registry]
         monkeypatch.setattr(torch.serialization, "_package_registry", registry)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        # Where there is any GPU, Lightning leaves it to torch, which looks for that one.
+        saving = "pytorch_lightning.core.saving._default_map_location"
+        monkeypatch.setattr(saving, lambda storage, location: None)
 
     def test_they_are_as_a_gpu_would_write_them(self, tmp_path):
         torch.save(torch.ones(2), tmp_path / "one.pt")
