@@ -5,8 +5,8 @@
     python benchmarks/accuracy.py --tune     # only what tuning finds on the validation parts
 
 Chronological parts with an embargo of one horizon; statistics from the context alone; the same
-context, windows and tuning budget for every learned model; tuning on validation with the first
-seed; one run on test. See benchmarks/README.md.
+context, windows and configurations to try for every learned model; tuning on validation with the
+first seed; one run on test. See benchmarks/README.md.
 """
 
 from __future__ import annotations

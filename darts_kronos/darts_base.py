@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from io import BytesIO
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
-from darts_kronos.storage import make_folder, replacing, with_checkpoint_io
+from darts_kronos.storage import make_folder, replacing
+from darts_kronos.trainers import saying_what_is_refused, with_checkpoint_io
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _SAVING: ContextVar[bool] = ContextVar("_SAVING", default=False)
 """Whether `save` is at work, which writes the networks to a file of their own."""
 
-TURN = RLock()
-"""Held by the thread that forecasts. What a forecast is of lies in the model while it is made, on a
-GPU Lightning moves the networks there and back, and all threads share torch's random numbers."""
+_turn = RLock()
+"""Held by the thread that forecasts, from the moment that random numbers are seeded for it.
+
+What a forecast is of lies in the model while it is made, on a GPU Lightning moves the networks
+there and back, and all threads share torch's random numbers.
+"""
+
+
+def _turn_anew() -> None:
+    """In a forked process: the thread that had its turn is not there."""
+    global _turn
+    _turn = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_turn_anew)
+
+
+def _documented_as(method: Callable[..., Any]) -> Callable[[Method], Method]:
+    """Give a method that only adds to one of Darts' that one's signature and documentation."""
+    return cast(Callable[[Method], Method], wraps(method))
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Forecast while no other thread of this process does."""
+    with _turn:
+        yield
 
 
 class StampedTorchModel(MixedCovariatesTorchModel):
@@ -78,15 +107,10 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     @staticmethod
     def _init_trainer(trainer_params: dict[str, Any], max_epochs: int | None = None) -> pl.Trainer:
         plugins = with_checkpoint_io(trainer_params.get("plugins"))
-        try:
+        with saying_what_is_refused("pl_trainer_kwargs", trainer_params):
             return MixedCovariatesTorchModel._init_trainer(
                 trainer_params={**trainer_params, "plugins": plugins}, max_epochs=max_epochs
             )
-        except MisconfigurationException as error:
-            raise ValueError(
-                f"`pl_trainer_kwargs` asks for what this machine cannot do: {error} A saved model "
-                "takes others in `load(path, pl_trainer_kwargs={'accelerator': 'auto'})`."
-            ) from error
 
     def _setup_for_predict(self, *args: Any, **kwargs: Any) -> Any:
         # A forecast that was spread over devices would come back in parts.
@@ -99,6 +123,12 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         finally:
             self.trainer_params = given
 
+    @_documented_as(MixedCovariatesTorchModel.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Forecast as Darts does; the threads of a process take turns."""
+        with in_turn():
+            return super().predict(*args, **kwargs)
+
     def predict_from_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """Forecast as Darts does; `predict` and backtests come here, too.
 
@@ -109,7 +139,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         KeyboardInterrupt
             After Ctrl-C. Lightning itself would exit from Python.
         """
-        with TURN, interruptible():
+        with in_turn(), interruptible():
             return super().predict_from_dataset(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,7 +167,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
     ) -> Any:
         """Backtest as Darts does; of forecasts whose last bar is asked for, keep no other."""
         assert self.model is not None
-        with TURN:
+        with in_turn():
             self.model.last_bar_only = last_points_only
             try:
                 return super()._optimized_historical_forecasts(
@@ -152,8 +182,12 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         Files that are there are replaced once the new ones are written.
         """
         if self.model is not None and getattr(self, "trainer", None) is None:
-            # Darts writes weights through a trainer; a model that was only loaded has none yet.
-            trainer = self._setup_trainer(None, self.model, verbose=False)
+            # Darts writes weights through a trainer; a model that was only loaded has none yet, and
+            # its own may ask for devices that are not here.
+            here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+            trainer = self._init_trainer(
+                {**self.trainer_params, **here, "precision": None, "enable_progress_bar": False}
+            )
             trainer.strategy.connect(self.model)
             self.trainer = trainer
         path = self._default_save_path() + ".pt" if path is None else os.fspath(path)

@@ -30,6 +30,7 @@ from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.representation import representation_named
 from darts_kronos.token_cache import TokenCache
+from darts_kronos.trainers import move_states
 from darts_kronos.training import OneCycle, StageLog
 from darts_kronos.windows import TrainingWindows, missing_bars, stamps_of, training_windows
 
@@ -100,6 +101,8 @@ class KronosModule(PLForecastingModule):
         self._token_cache: TokenCache | None = None
         # Whether `predict_step` gives the last bars of its forecasts alone.
         self.last_bar_only = False
+        # Where the run lies whose checkpoint it was loaded from.
+        self.run_folder: str | None = None
         self.set_sampling(**sampling)
 
     def set_sampling(
@@ -212,6 +215,8 @@ class KronosModule(PLForecastingModule):
         # Weights may be read without a run to go on with.
         if self._trainer is not None:
             self.one_cycle.resume(checkpoint)
+            if self.run_folder is not None:
+                move_states(checkpoint.get("callbacks", {}), self.run_folder)
 
     @property
     def supports_probabilistic_prediction(self) -> bool:

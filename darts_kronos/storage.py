@@ -9,12 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
-from typing import Any
 from zipfile import BadZipFile
 
-from darts.models.forecasting.torch_forecasting_model import _DartsCheckpointIO
 from filelock import FileLock, Timeout
-from pytorch_lightning.plugins.io import CheckpointIO
 
 LOCK_FILE = ".training.lock"
 """Locked in a model's folder while it is trained; the system lets go of it when a process dies."""
@@ -139,25 +136,3 @@ def newest(folder: str) -> str | None:
     """The newest checkpoint in a folder, if there is one."""
     found = glob(os.path.join(folder, "*.ckpt"))
     return max(found, key=os.path.getmtime) if found else None
-
-
-class CheckpointsOfAnyDevice(_DartsCheckpointIO):
-    """Reads checkpoints as Darts does, without running code from them, but to the CPU.
-
-    Darts has tensors go to the device that they were written from, which is not there on every
-    machine that a run goes on on; Lightning brings them to where they belong.
-    """
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The checkpoint, on the CPU unless `map_location` says otherwise."""
-        where = "cpu" if map_location is None else map_location
-        loaded: dict[str, Any] = super().load_checkpoint(path, map_location=where, **kwargs)
-        return loaded
-
-
-def with_checkpoint_io(plugins: Any) -> list[Any]:
-    """A trainer's plugins, with one that reads checkpoints if there is none."""
-    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins] if plugins else []
-    if not any(isinstance(one, CheckpointIO) for one in given):
-        given.append(CheckpointsOfAnyDevice())
-    return given

@@ -18,11 +18,11 @@ from darts.models.forecasting.torch_forecasting_model import (
     load_ckpt_safely,
     load_wrapper_safely,
 )
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from darts_kronos.darts_base import StampedTorchModel
 from darts_kronos.storage import held, newest, refusing, saying_what_was_not_written
+from darts_kronos.trainers import move_checkpoints
 
 logger = get_logger(__name__)
 
@@ -79,16 +79,14 @@ class StoredTorchModel(StampedTorchModel):
 
     def _go_on_in(self, folder: str) -> None:
         """Save what is still to come in the folder of this run, wherever it lay when it began."""
-        before = os.path.abspath(self._folder)
         self._kept_in = folder
-        if folder == before:
-            return
         self.work_dir, self.model_name = os.path.split(folder)
-        self._model_params |= {"work_dir": self.work_dir, "model_name": self.model_name}
-        kept_before = os.path.realpath(os.path.join(before, CHECKPOINTS_FOLDER))
-        for one in self.trainer_params.get("callbacks") or []:
-            if isinstance(one, ModelCheckpoint) and one.dirpath == kept_before:
-                one.dirpath = os.path.realpath(os.path.join(folder, CHECKPOINTS_FOLDER))
+        # Models made of this one's parameters remove nothing of it.
+        found = {"work_dir": self.work_dir, "model_name": self.model_name, "force_reset": False}
+        self._model_params |= found
+        move_checkpoints(self.trainer_params.get("callbacks") or [], folder)
+        if self.model is not None:
+            self.model.run_folder = folder
 
     @property
     def _tokenizer_checkpoints(self) -> str:
@@ -204,6 +202,7 @@ class StoredTorchModel(StampedTorchModel):
                 )
             _check_class(model, base)
             model._go_on_in(os.path.abspath(folder))
+            model.load_ckpt_path = os.path.abspath(model.load_ckpt_path)
             loaded = _read(model.load_ckpt_path, trusted)
             model._history = _history(loaded)
             model._planned_epochs = loaded.get("planned_epochs")
@@ -224,7 +223,7 @@ class StoredTorchModel(StampedTorchModel):
         _check_class(model, base)
         model._go_on_in(os.path.abspath(folder))
         model._fit_called = False
-        model._tokenizer_ckpt_path = first_stage
+        model._tokenizer_ckpt_path = os.path.abspath(first_stage)
         return model
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from darts_kronos.augmentation import Augmentation
 from darts_kronos.autologging import not_autologged
 from darts_kronos.module import KronosModule
-from darts_kronos.storage import with_checkpoint_io
+from darts_kronos.trainers import saying_what_is_refused, with_checkpoint_io
 from darts_kronos.training import (
     EpochRandomness,
     KeepBest,
@@ -168,7 +168,8 @@ class TokenizerTraining:
         params["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
         self.stage = TokenizerStage(module, optimizer_kwargs)
         plugins = with_checkpoint_io(params.pop("plugins", None))
-        self.trainer = pl.Trainer(callbacks=callbacks, plugins=plugins, **params)
+        with saying_what_is_refused("tokenizer_trainer_kwargs", params):
+            self.trainer = pl.Trainer(callbacks=callbacks, plugins=plugins, **params)
 
     def fit(
         self,

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 from darts_kronos.components import told_apart
-from darts_kronos.darts_base import TURN
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
@@ -32,6 +32,10 @@ _SHARED = "100K"
 
 _loaded: dict[str, KronosModel] = {}
 """The model that this worker holds, by its backtest."""
+
+_turn = Lock()
+"""Held by the thread of this worker that backtests: threads share its model, and torch's random
+numbers."""
 
 
 def backtest_universe(
@@ -174,7 +178,7 @@ def _backtest(
     """A worker's task: name, mean of each metric or None, and what went wrong or None."""
     try:
         # Metrics ask joblib, too, which would send their parts through the cluster once more.
-        with TURN, parallel_config(backend="sequential"):
+        with _turn, parallel_config(backend="sequential"):
             if key not in _loaded:
                 _loaded.clear()
                 _loaded[key] = _unpack(packed)

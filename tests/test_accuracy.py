@@ -95,9 +95,9 @@ class TestOwnReturns:
             np.testing.assert_allclose(one.values(), returns / size, rtol=1e-9)
 
     def test_contexts_that_stand_still_are_not_scaled(self):
-        still = TimeSeries.from_values(np.zeros((120, 4)))
-        _, volatility = learned._own_windows(still, 4, 95)
-        assert (volatility == 1).all()
+        for returns in (np.zeros((120, 4)), np.full((120, 4), np.log(1.01))):
+            _, volatility = learned._own_windows(TimeSeries.from_values(returns), 4, 95)
+            assert (volatility == 1).all()
 
     @pytest.mark.parametrize("model", ["LSTM", "TFT", "LightGBM"])
     def test_models_learn_each_window_with_its_horizon(self, fitted, model):

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GaussianLikelihood
-from factories import COMPONENTS, candles, tiny_model
+from factories import COMPONENTS, GREEDY, candles, tiny_model
 
 from darts_kronos import KronosModel
 
@@ -99,15 +99,31 @@ def test_16_bit_true_precision_is_refused(precision, series):
         tiny_model().fit(series, trainer=custom)
 
 
-def test_a_device_that_is_not_there_is_named_and_the_way_out(series, tmp_path):
-    trainer = {"accelerator": "gpu", "devices": [99]}
-    message = r"`pl_trainer_kwargs` asks for what this machine cannot do: .*gpu.*load\(path, pl_"
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        tiny_model(pl_trainer_kwargs=trainer).fit(series)
-    tiny_model().fit(series).save(str(tmp_path / "model.pt"))
-    loaded = KronosModel.load(str(tmp_path / "model.pt"), pl_trainer_kwargs=trainer)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        loaded.predict(2)
+class TestTrainers:
+    GPU = {"accelerator": "gpu", "devices": [99], "enable_progress_bar": False}
+
+    def test_a_device_that_is_not_there_is_named_and_the_way_out(self, series, tmp_path):
+        message = r"(?s)Lightning refuses `pl_trainer_kwargs`: .*gpu.*`load\(path, pl_.*to_cpu"
+        with pytest.raises(ValueError, match=message):
+            tiny_model(pl_trainer_kwargs=self.GPU).fit(series)
+        model = tiny_model(**GREEDY).fit(series)
+        model.save(str(tmp_path / "model.pt"))
+        loaded = KronosModel.load(str(tmp_path / "model.pt"), pl_trainer_kwargs=dict(self.GPU))
+        with pytest.raises(ValueError, match=message):
+            loaded.predict(2, series)
+        loaded.save(str(tmp_path / "again.pt"))
+        loaded.to_cpu()
+        assert loaded.predict(2, series) == model.predict(2, series)
+
+    def test_one_of_the_tokenizers_stage_too(self, series):
+        with pytest.raises(ValueError, match="refuses `tokenizer_trainer_kwargs`: .*gpu"):
+            tiny_model(tokenizer_trainer_kwargs=self.GPU).fit(series)
+
+    def test_of_other_options_no_device_is_blamed(self, series):
+        trainer = {"accelerator": "cpu", "limit_train_batches": 2.5}
+        with pytest.raises(ValueError, match="limit_train_batches") as refused:
+            tiny_model(pl_trainer_kwargs=trainer).fit(series)
+        assert "accelerator" not in str(refused.value)
 
 
 class TestSeries:

@@ -15,6 +15,7 @@ import torch
 from factories import GREEDY, TINY, candles, tiny_model
 
 from darts_kronos import KronosModel
+from darts_kronos.training import StageLog
 
 EPOCHS = {"n_epochs": 4, "n_epochs_tokenizer": 4}
 
@@ -321,22 +322,75 @@ def test_a_second_fit_that_was_cut_off_ends_after_as_many_epochs_as_it_would_hav
     assert len(loaded.training_history) == len(whole.training_history)
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
-def test_a_run_that_was_moved_goes_on_where_it_lies(tmp_path, stage):
-    fit(training(tmp_path / "there", log_tensorboard=True))
-    (tmp_path / "here").mkdir()
-    shutil.move(tmp_path / "there" / "run", tmp_path / "here" / "moved")
-    run = tmp_path / "here" / "moved"
-    if stage == "tokenizer":
-        shutil.rmtree(run / "checkpoints")
-    before = {one.name for one in run.rglob("*")}
-    loaded = KronosModel.load_from_checkpoint("moved", str(tmp_path / "here"), best=False)
-    loaded.fit(candles(90), val_series=candles(60, seed=1), epochs=5)
-    assert list((tmp_path / "there").iterdir()) == []
-    new = {one.name for one in run.rglob("*")} - before
-    assert "last-epoch=4.ckpt" in new and any(name.startswith("events") for name in new)
-    again = KronosModel.load_from_checkpoint("moved", str(tmp_path / "here"), best=False)
-    assert len(again.training_history) == len(loaded.training_history) == 4 + 5
+class TestMoved:
+    """A run goes on, and saves, where it lies."""
+
+    @staticmethod
+    def go_on(folder, name, **kwargs):
+        loaded = KronosModel.load_from_checkpoint(name, folder, best=False)
+        options = {"val_series": candles(60, seed=1), "epochs": 6, "load_best": True}
+        return loaded.fit(candles(90), **(options | kwargs))
+
+    @staticmethod
+    def files(folder):
+        # But for TensorBoard's, which have the time in their names.
+        return {one.name for one in folder.rglob("*") if not one.name.startswith("events")}
+
+    @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])
+    @pytest.mark.parametrize("way", [shutil.move, shutil.copytree])
+    def test_as_if_it_had_not(self, tmp_path, stage, way):
+        there, here = tmp_path / "there", tmp_path / "here" / "moved"
+        fit(training(there, log_tensorboard=True))
+        if stage == "tokenizer":
+            shutil.rmtree(there / "run" / "checkpoints")
+        shutil.copytree(there / "run", tmp_path / "run")
+        (tmp_path / "here").mkdir()
+        way(there / "run", here)
+        left = self.files(there)
+        moved = self.go_on(str(tmp_path / "here"), "moved")
+        assert self.files(there) == left
+        assert len(list(here.rglob("events*"))) > len(list(tmp_path.glob("run/**/events*")))
+        shutil.rmtree(there)
+        shutil.move(tmp_path / "run", there / "run")
+        unmoved = self.go_on(str(there), "run")
+        assert self.files(here) == self.files(there / "run")
+        for name, value in unmoved.model.state_dict().items():
+            assert torch.equal(moved.model.state_dict()[name], value)
+        # Once more: the checkpoints name a third folder, the model the first.
+        shutil.move(here, tmp_path / "here" / "again")
+        self.go_on(str(tmp_path / "here"), "again", epochs=7)
+        assert not here.exists()
+
+    def test_its_best_epoch_stays_the_best(self, tmp_path, monkeypatch):
+        fit(training(tmp_path / "there", n_epochs=2))
+        shutil.move(tmp_path / "there" / "run", tmp_path / "run")
+        (best,) = (tmp_path / "run" / "checkpoints").glob("best*")
+        write = StageLog.write
+
+        def worse(self, module, role, parts, *args):
+            write(self, module, role, {name: one + 10 for name, one in parts.items()}, *args)
+
+        monkeypatch.setattr(StageLog, "write", worse)
+        self.go_on(str(tmp_path), "run")
+        assert list((tmp_path / "run" / "checkpoints").glob("best*")) == [best]
+
+    def test_one_that_is_finished_has_its_best_epoch(self, tmp_path):
+        fit(training(tmp_path / "there", n_epochs=2))
+        shutil.move(tmp_path / "there" / "run", tmp_path / "run")
+        finished = self.go_on(str(tmp_path), "run", epochs=2)
+        best = KronosModel.load_from_checkpoint("run", str(tmp_path), best=True)
+        for name, value in best.model.state_dict().items():
+            assert torch.equal(finished.model.state_dict()[name], value)
+
+    def test_from_another_working_directory(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        fit(training("runs"))
+        loaded = KronosModel.load_from_checkpoint("run", "runs", best=False)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        loaded.fit(candles(90), val_series=candles(60, seed=1), epochs=5)
+        assert not list((tmp_path / "elsewhere").iterdir())
+        assert (tmp_path / "runs" / "run" / "checkpoints" / "last-epoch=4.ckpt").exists()
 
 
 class TestFilesOfAGpu:

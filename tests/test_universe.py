@@ -1,5 +1,6 @@
 """Backtests of many series: on any number of workers the same, and one that fails stops none."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 
@@ -133,3 +134,13 @@ def test_bad_input_is_refused(model):
     twice = [candles(40).with_metadata({"symbol": "XYZ"})] * 2
     with pytest.raises(ValueError, match="XYZ"):
         backtest_universe(model, twice, mae)
+
+
+def test_metrics_may_forecast_in_threads(model, universe):
+    def metric(actual, forecast, **kwargs):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(model.predict, 1, universe["A"]).result(timeout=60)
+        return mae(actual, forecast, **kwargs)
+
+    table = backtest_universe(model, [universe["A"]], metric, n_jobs=1, verbose=False, **OPTIONS)
+    assert table["error"].isna().all()

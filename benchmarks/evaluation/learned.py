@@ -264,7 +264,9 @@ def _own_windows(
     values = returns.values(copy=False)
     found, volatility = [], []
     for first in range(0, len(returns) - CONTEXT - HORIZON + 2, stride):
-        deviation = float(values[first : first + CONTEXT - 1, -1].std()) or 1.0
+        deviation = float(values[first : first + CONTEXT - 1, -1].std())
+        # Closes that stand still, or grow evenly, differ by rounding alone.
+        deviation = deviation if deviation > 1e-8 else 1.0
         found.append(returns[first : first + length] / deviation)
         volatility.append(deviation)
     return found, np.array(volatility)
