@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from io import BytesIO
@@ -195,6 +195,10 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         try:
             with replacing(path) as written:
                 super().save(written, clean=clean)
+            if self.model is None:
+                # Of another model that was saved there, as whose they would be loaded.
+                with suppress(FileNotFoundError):
+                    os.remove(path + ".ckpt")
         finally:
             _SAVING.reset(token)
 

@@ -215,8 +215,13 @@ class KronosInferenceDataset(SequentialTorchInferenceDataset):
         for i, one in enumerate(series):
             # With bounds, forecasts start at `first` to `last`; each needs a context before it.
             first, last = (len(one), len(one)) if bounds is None else bounds[i]
-            used = slice(max(0, int(first) - most), int(last))
-            rules.check(i, one, least, "forecast from", used)
+            first, last = int(first), int(last)
+            first, last = int(first), int(last)
+            # Between contexts that lie apart are bars that nothing reads.
+            apart = range(first, last + 1, stride) if stride > most else None
+            for start, end in [(first, last)] if apart is None else zip(apart, apart, strict=True):
+                used = slice(max(0, start - most), end)
+                rules.check(i, one, least, "forecast from", used)
         super().__init__(
             series=series,
             future_covariates=rules.stamps(series, max(n, rules.output_chunk_length)),

@@ -31,6 +31,9 @@ PATH_BYTES = 256 * 2**20
 SHARE_OF_GPU = 8
 """Part of a GPU's memory that they may take there."""
 
+LEAST_TEMPERATURE = 1e-30
+"""Logits over less may be infinite in float32."""
+
 NUCLEUS_TRIED = 128
 """Most probable tokens among which a nucleus is looked for before all are sorted."""
 
@@ -87,6 +90,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be a number > 0, got {self.temperature!r}.")
+        if self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"`temperature` must be at least {LEAST_TEMPERATURE}, got {self.temperature!r}: "
+                "logits over it would be infinite. `top_k=1` always takes the most probable token."
+            )
         if self.top_k is not None and (
             not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
         ):

@@ -262,12 +262,22 @@ class KronosModel(AdjustableTorchModel):
         self.tokenizer_trainer_kwargs = params["tokenizer_trainer_kwargs"]
         # Darts sets these; the type checker cannot see it.
         self.train_sample: TorchTrainingSample
+        self._know_nothing()
+
+    def _know_nothing(self) -> None:
         # Told by the first series that the model is trained on:
         self._components: list[str] | None = None
         self._representation: str | None = self._wanted_representation
         self._uses_stamps: bool | None = None
         self._history = []
-        self._tokenizer_ckpt_path = None
+        self._tokenizer_ckpt_path = self.load_ckpt_path = None
+        self._planned_epochs, self._epochs_done = None, 0
+        self._fit_called = False
+
+    def reset_model(self) -> None:
+        """Forget all that was learned and logged, and remove what was saved of it."""
+        super().reset_model()
+        self._know_nothing()
 
     # --- training -----------------------------------------------------------------------------
 
@@ -520,6 +530,11 @@ class KronosModel(AdjustableTorchModel):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> KronosInferenceDataset:
+        # Backtests come here without `predict`, where Darts itself would refuse them.
+        if any(one is not None for one in (past_covariates, future_covariates)):
+            raise ValueError(
+                "KronosModel takes no covariates: calendar stamps come from the series' own index."
+            )
         return KronosInferenceDataset(series, self._window_rules, n=n, stride=stride, bounds=bounds)
 
     def _setup_for_predict(self, n: int, dataset: TorchInferenceDataset, **kwargs: Any) -> Any:

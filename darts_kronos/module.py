@@ -103,6 +103,7 @@ class KronosModule(PLForecastingModule):
         self.last_bar_only = False
         # Where the run lies whose checkpoint it was loaded from.
         self.run_folder: str | None = None
+        self.tokenizer.eval()
         self.set_sampling(**sampling)
 
     def set_sampling(

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from io import BytesIO
 from os import PathLike
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -276,15 +277,27 @@ class PretrainedTorchModel(TwoStageTorchModel):
         """What is saved; a model's own weights, which Darts saves beside it, are left out."""
         state: dict[str, Any] = super().__getstate__()
         pretrained, model = self._pretrained, self.model
-        if pretrained is None or pretrained.weights is None or model is None:
+        if pretrained is None or pretrained.weights is None:
             return state
-        own = model.state_dict()
+        without_weights = Pretrained(**{**vars(pretrained), "weights": None})
+        own = {} if model is None else model.state_dict()
         if all(
             name in own and torch.equal(own[name].cpu(), tensor)
             for name, tensor in pretrained.weights.items()
         ):
-            state["_pretrained"] = Pretrained(**{**vars(pretrained), "weights": None})
-        return state
+            return state | {"_pretrained": without_weights}
+        # As bytes: a safe loader, such as that of Darts' ensembles, takes no tensors.
+        written = BytesIO()
+        torch.save(pretrained.weights, written)
+        return state | {"_pretrained": without_weights, "_start": written.getvalue()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read what was saved."""
+        start = state.pop("_start", None)
+        super().__setstate__(state)
+        if start is not None:
+            weights = torch.load(BytesIO(start), map_location="cpu", weights_only=True)
+            self._pretrained = Pretrained(**{**vars(self._pretrained), "weights": weights})
 
 
 # Darts loads no classes from outside its own package unless they are registered.

@@ -10,6 +10,7 @@ from darts import TimeSeries
 
 from darts_kronos.components import positions
 from darts_kronos.datasets import check_values
+from darts_kronos.parameters import require_int
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
@@ -63,9 +64,10 @@ def reconstruct(
         raise ValueError("The model has no tokenizer yet: fit or load it first.")
     context = model.input_chunk_length
     n_bars = model.output_chunk_length if n_bars is None else n_bars
-    if n_bars < 1 or len(series) < context + n_bars:
+    require_int("n_bars", n_bars, 1)
+    if len(series) < context + n_bars:
         raise ValueError(
-            f"`n_bars` must be at least 1 and leave {context} bars of context before them, got "
+            f"`n_bars` must leave {context} bars of context before them, got "
             f"{n_bars} of {len(series)} bars."
         )
     representation, tokenizer = module.representation, module.tokenizer

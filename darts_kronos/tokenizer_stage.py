@@ -207,6 +207,8 @@ class TokenizerTraining:
                 best.consider(start_loss, self.stage)
         if ckpt_path is None:
             forget_earlier_runs(self.trainer)
+        # Elsewhere it evaluates, and Lightning leaves that as it is.
+        self.stage.train()
         with not_autologged(), attached(self.trainer, *own):
             self.trainer.fit(self.stage, datamodule=self.windows, ckpt_path=ckpt_path)
         best.put_back(self.stage)

@@ -310,7 +310,13 @@ def _called(metric: Any) -> str:
         return f"{_called(metric.func)}({', '.join(given)})"
     if metric is None:
         return repr(metric)
-    return str(getattr(metric, "__qualname__", type(metric).__qualname__))
+    name = str(getattr(metric, "__qualname__", type(metric).__qualname__))
+    code = getattr(metric, "__code__", None)
+    if code is not None and "<lambda>" in name:
+        # One lambda is called as any other.
+        text = code.co_code + repr((code.co_consts, code.co_names)).encode()
+        name += f" {blake2b(text, digest_size=4).hexdigest()}"
+    return name
 
 
 def best_parameters(study: optuna.Study, **changes: Any) -> dict[str, Any]:

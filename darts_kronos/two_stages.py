@@ -198,6 +198,8 @@ class TwoStageTorchModel(StoredTorchModel):
         keep_best: bool,
     ) -> None:
         self._set_trainable(model, "predictor")
+        # Lightning does not: a forecast that was cut off may have left it evaluating.
+        model.train()
         if trainer.gradient_clip_val is None:
             trainer.gradient_clip_val = PREDICTOR_GRADIENT_CLIP
         logger.info("Stage 2 of 2: training the predictor.")

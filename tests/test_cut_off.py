@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import pytorch_lightning as pl
@@ -30,6 +31,22 @@ def handler():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
+
+
+def test_a_fit_after_a_forecast_that_was_cut_off_trains_as_any(handler):
+    series = candles(60)
+
+    def losses(cut_off):
+        model = tiny_model(ffn_dropout=0.5, resid_dropout=0.5).fit(series)
+        if cut_off:
+            model.trainer_params["callbacks"].append(Interrupt())
+        with pytest.raises(KeyboardInterrupt) if cut_off else nullcontext():
+            model.predict(3)
+        model.trainer_params["callbacks"].clear()
+        model.fit(series, epochs=2)
+        return list(model.training_history["train_loss"])
+
+    assert losses(cut_off=True) == losses(cut_off=False)
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "predictor"])

@@ -1,6 +1,7 @@
 """Fine-tuning of weights: what moves, what is kept, what is said about it."""
 
 import builtins
+import copy
 import pickle
 import shutil
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import released
 import torch
-from factories import candles
+from darts.models import NaiveEnsembleModel
+from factories import candles, tiny_model
 from pytorch_lightning.loggers import CSVLogger
 from released import QUIET, model_of
 
 from darts_kronos import KronosModel, checkpoints
 from darts_kronos.finetuning import plain_name
+from darts_kronos.module import KronosModule
 from darts_kronos.plotting import plot_training
+from darts_kronos.tokenizer_stage import TokenizerStage
 
 TRAIN, VAL = candles(70), candles(60, seed=9)
 FAST = {"n_epochs": 1, "n_epochs_tokenizer": 1, "batch_size": 16}
@@ -305,3 +309,50 @@ class TestLora:
         monkeypatch.setattr(builtins, "__import__", without_peft)
         with pytest.raises(ImportError, match=r"darts-kronos\[lora\]"):
             tuned(folder, lora=self.LORA)
+
+
+class TestTokenizersDropout:
+    """It is there while the tokenizer learns, and at no other time."""
+
+    @pytest.fixture
+    def modes(self, monkeypatch):
+        found = {"tokenizer": set(), "predictor": set()}
+
+        def noted(stage, step):
+            def training_step(self, *args):
+                found[stage].add((self.tokenizer.training, self.training))
+                return step(self, *args)
+
+            return training_step
+
+        for stage, kind in (("tokenizer", TokenizerStage), ("predictor", KronosModule)):
+            monkeypatch.setattr(kind, "training_step", noted(stage, kind.training_step))
+        return found
+
+    @pytest.mark.parametrize("way", ["memory", "file", "copy"])
+    def test_in_both_stages_of_any_fit(self, modes, tmp_path, way):
+        model = tiny_model().fit(TRAIN)
+        if way == "file":
+            model.save(str(tmp_path / "model.pt"))
+            model = KronosModel.load(str(tmp_path / "model.pt"))
+        elif way == "copy":
+            model = copy.deepcopy(model)
+        model.fit(TRAIN)
+        model.fit(TRAIN, retrain_tokenizer=True)
+        assert modes == {"tokenizer": {(True, True)}, "predictor": {(False, True)}}
+
+    def test_where_it_stays_as_it_is(self, modes, folder):
+        tuned(folder, n_epochs_tokenizer=0).fit(TRAIN)
+        assert modes == {"tokenizer": set(), "predictor": {(False, True)}}
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_ensembles_of_tuned_weights_are_loaded(folder, tmp_path, lora):
+    model = tuned(folder, lora=lora, n_epochs_tokenizer=0).fit(TRAIN)
+    ensemble = NaiveEnsembleModel([model, model_of(folder).fit(TRAIN)], False)
+    ensemble.save(str(tmp_path / "ensemble.pkl"))
+    again = NaiveEnsembleModel.load(str(tmp_path / "ensemble.pkl"))
+    assert again.predict(2, TRAIN) == ensemble.predict(2, TRAIN)
+    untrained = NaiveEnsembleModel([tuned(folder), model_of(folder)])
+    untrained.save(str(tmp_path / "untrained.pkl"))
+    NaiveEnsembleModel.load(str(tmp_path / "untrained.pkl")).fit(TRAIN).predict(2)

@@ -206,3 +206,39 @@ def test_checkpoints_of_the_run_are_where_they_were(tmp_path):
     saving(tmp_path).fit(SERIES)
     folders = {"checkpoints", "checkpoints_tokenizer"}
     assert folders <= set(os.listdir(tmp_path / "run"))
+
+
+class TestReset:
+    def test_nothing_is_left_of_what_was_learned(self, tmp_path):
+        model = saving(tmp_path).fit(SERIES[["open", "high"]])
+        model.reset_model()
+        assert len(model.training_history) == 0 and model.model is None
+        model.set_sampling(antithetic=True)
+        fresh = saving(tmp_path / "other", antithetic=True)
+        for one in (model, fresh):
+            one.fit(SERIES, val_series=VAL)
+            assert list(one.training_history["stage"]) == ["tokenizer"] * 2 + ["predictor"] * 2
+
+    def test_of_a_run_that_was_cut_off_or_loaded(self, tmp_path):
+        model = saving(tmp_path)
+        model.tokenizer_trainer_kwargs["callbacks"] = [Fail(KeyboardInterrupt(), epoch=1)]
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(SERIES)
+        assert model._tokenizer_ckpt_path is not None
+        model.tokenizer_trainer_kwargs.pop("callbacks")
+        model.reset_model()
+        model.fit(SERIES)
+        loaded = KronosModel.load_from_checkpoint("run", str(tmp_path), best=False)
+        loaded.reset_model()
+        loaded.fit(SERIES)
+        assert len(loaded.training_history) == len(model.training_history) == 4
+
+    def test_a_saved_model_without_weights_is_loaded_without(self, tmp_path):
+        path = str(tmp_path / "model.pt")
+        model = tiny_model().fit(SERIES)
+        model.save(path)
+        model.reset_model()
+        model.save(path)
+        assert KronosModel.load(path).model is None
+        with pytest.raises(ValueError, match="fit"):
+            KronosModel.load(path).predict(2, SERIES)

@@ -170,6 +170,7 @@ class TestSampling:
         [
             ({"temperature": 0}, "`temperature` must be a number > 0, got 0"),
             ({"temperature": -1.0}, "temperature"),
+            ({"temperature": 1e-38}, "at least 1e-30, got 1e-38: .*top_k=1"),
             ({"temperature": float("nan")}, "temperature"),
             ({"temperature": float("inf")}, "temperature"),
             ({"temperature": "hot"}, "temperature"),

@@ -99,3 +99,29 @@ def test_a_pipeline_of_transformers_is_applied_and_undone(series):
 def test_a_series_without_one_forecast_is_refused(greedy, series):
     with pytest.raises(ValueError):
         greedy.historical_forecasts(series[:20], retrain=False, forecast_horizon=3)
+
+
+@pytest.mark.parametrize("name", ["past_covariates", "future_covariates"])
+@pytest.mark.parametrize("way", ["historical_forecasts", "backtest", "residuals"])
+def test_covariates_are_refused_in_both_ways(greedy, series, name, way):
+    for optimised in (True, False):
+        options = {"start": 60, "retrain": False, "enable_optimization": optimised}
+        with pytest.raises(ValueError, match="covariates"):
+            getattr(greedy, way)(series, **{name: series}, **options)
+
+
+def test_bars_that_no_context_holds_may_be_missing(greedy, series):
+    values = series.all_values()
+    values[50] = np.nan
+    options = {"start": 40, "stride": 40, "forecast_horizon": 3, "retrain": False}
+    found = [
+        greedy.historical_forecasts(
+            series.with_values(values), enable_optimization=optimised, **options
+        )
+        for optimised in (True, False)
+    ]
+    np.testing.assert_allclose(found[0].values(), found[1].values(), rtol=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        greedy.historical_forecasts(series.with_values(values), **{**options, "start": 55})
+    with pytest.raises(ValueError, match="not finite"):
+        greedy.historical_forecasts(series.with_values(values), **{**options, "stride": 20})

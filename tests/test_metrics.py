@@ -43,3 +43,11 @@ def test_bad_input_is_refused():
         rank_ic(ACTUAL[:1], ACTUAL[:1], [1])
     with pytest.raises(ValueError, match="does not cover"):
         rank_ic(ACTUAL, [closes([1, 1, 1])] * 3, [1, 1, 1])
+
+
+def test_names_of_a_candle_are_found_in_any_case():
+    upper = [one.with_columns_renamed("close", "CLOSE") for one in ACTUAL]
+    forecasts = [closes([1, 101]), closes([1, 99]), closes([1, 100])]
+    assert rank_ic(upper, forecasts, [100, 100, 100]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"no component 'rate', only \['CLOSE'\]"):
+        rank_ic(upper, forecasts, [100, 100, 100], component="rate")

@@ -170,3 +170,10 @@ def test_the_reconstruction_refuses_prices_that_are_no_prices():
     values[50, 3] = 0.0
     with pytest.raises(ValueError, match="not above 0, as prices must be for returns: 'close'"):
         reconstruct(model, wrong.with_values(values), 6)
+
+
+@pytest.mark.parametrize("n_bars", [0, 1.5, True])
+def test_the_number_of_reconstructed_bars_is_an_integer(gappy, n_bars):
+    series, model = gappy
+    with pytest.raises(ValueError, match="`n_bars` must be an integer >= 1"):
+        reconstruct(model, series, n_bars)

@@ -314,6 +314,8 @@ class TestTune:
 
     def test_a_metric_has_the_same_name_in_every_process(self):
         assert tuning._called(partial(mae, n_jobs=1)) == "mae(n_jobs=1)"
+        one, other = (tuning._called(f) for f in (lambda a, p: 1.0, lambda a, p: 2.0))
+        assert one != other and one == tuning._called(lambda a, p: 1.0)
         assert tuning._called(partial(partial(mae, n_jobs=1), verbose=False)) == (
             "mae(n_jobs=1, verbose=False)"
         )
