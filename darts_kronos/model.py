@@ -401,7 +401,8 @@ class KronosModel(AdjustableTorchModel):
                 trainer=trainer,
                 verbose=verbose,
                 epochs=epochs,
-                dataloader_kwargs=dataloader_kwargs,
+                # Darts takes out of it what it has read.
+                dataloader_kwargs=dict(dataloader_kwargs) if dataloader_kwargs else None,
                 load_best=load_best,
             )
 

@@ -101,3 +101,9 @@ class TestSecondFit:
         assert predictor_epochs(params, 32 * 30, 32, trained=True) == 5
         assert predictor_epochs(params, 32 * 1000, 32, trained=True) == 2
         assert predictor_epochs({"n_epochs": 3}, 960, 32, trained=True) == 0
+
+
+def test_what_is_given_for_the_loaders_serves_further_fits():
+    given = {"shuffle": False, "batch_size": 8}
+    tiny_model().fit(candles(60), dataloader_kwargs=given)
+    assert given == {"shuffle": False, "batch_size": 8}
