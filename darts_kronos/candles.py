@@ -121,8 +121,8 @@ def from_dataframe(
         others are ignored. Timestamps are in a column named in ``TIME_COLUMNS`` or in the index:
         datetimes, text such as ``2019/11/26 9:35``, dates such as 20191126, or seconds or
         milliseconds since 1970. Without volume, volume and amount are 0; without amount, it is
-        volume times the mean of the four prices. With a column ``symbol``, each symbol's rows
-        become a series of their own.
+        volume times the mean of the four prices. With a column ``symbol``, or a level of the index
+        of this name, each symbol's rows become a series of their own.
     calendar
         Name of an exchange's calendar, such as "XNYS" or "XHKG" (package ``exchange_calendars``):
         bars to come are made on its sessions. None: they follow the pattern that the bars show.
@@ -144,7 +144,7 @@ def from_dataframe(
     -------
     TimeSeries or list of TimeSeries
         Components open, high, low, close, volume, amount; float64. A list, in the order in which
-        symbols first appear, if there is a column ``symbol``.
+        symbols first appear, if there is a column or level ``symbol``.
 
     Raises
     ------
@@ -156,6 +156,7 @@ def from_dataframe(
     """
     if df.empty:
         raise ValueError("The frame has no rows.")
+    df = _levels_as_columns(df)
     times = read_timestamps(df, time_format, timezone)
     values = read_values(df)
     options: dict[str, Any] = {
@@ -172,13 +173,41 @@ def from_dataframe(
     if missing.any():
         raise ValueError(f"Row {int(np.argmax(missing))} has no symbol.")
     series = []
-    for symbol, rows in df.groupby(column, sort=False).indices.items():
+    for symbol, rows in df.groupby(symbols.to_numpy(), sort=False).indices.items():
         try:
             one = _series(values.iloc[rows], times[rows], **options)
         except ValueError as error:
             raise ValueError(f"Symbol {symbol!r}, rows counted within it: {error}") from error
         series.append(one.with_metadata({**(one.metadata or {}), SYMBOL: str(symbol)}))
     return series
+
+
+def _levels_as_columns(df: pd.DataFrame) -> pd.DataFrame:
+    """`df` with the levels of its index that hold symbols, or timestamps beside them, as columns.
+
+    Raises
+    ------
+    ValueError
+        If the index has several levels, and none of them or of the columns is of symbols.
+    """
+    names = [str(name).strip().lower() for name in df.index.names]
+    several = len(names) > 1
+    if several and SYMBOL not in names and column_named(df, SYMBOL) is None:
+        unknown = [level for level in range(len(names)) if names[level] not in TIME_COLUMNS]
+        if unknown:
+            # They may be assets, whose bars must not become one series.
+            raise ValueError(
+                f"The index has the levels {list(df.index.names)}: call that of the assets "
+                f"{SYMBOL!r} (`df.index.set_names({SYMBOL!r}, level={unknown[0]})`), or drop those "
+                "that are no timestamps (`df.droplevel`)."
+            )
+    wanted = (SYMBOL, *TIME_COLUMNS) if several else (SYMBOL,)
+    levels = [
+        level
+        for level, name in enumerate(names)
+        if name in wanted and column_named(df, name) is None
+    ]
+    return df.reset_index(level=levels) if levels else df
 
 
 def _series(

@@ -1,0 +1,53 @@
+"""Frames of candles in the shapes that users have them in."""
+
+import pandas as pd
+import pytest
+from factories import COMPONENTS, candle_frame
+
+from darts_kronos import candles
+
+
+def two_symbols(first="A", second="B"):
+    """Bars of two assets in turn, with the columns date and symbol."""
+    parts = (
+        candle_frame(20, seed).shift(30 * seed, freq="min").rename_axis("date").assign(symbol=name)
+        for seed, name in enumerate((first, second))
+    )
+    return pd.concat(parts).sort_index().reset_index()
+
+
+class TestLevelsOfTheIndex:
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            lambda df: df.set_index("symbol"),
+            lambda df: df.set_index(["date", "symbol"]),
+            lambda df: df.set_index(["symbol", "date"]).rename_axis([" Symbol", "DATE"]),
+            lambda df: df.set_index(["symbol", "date"]).rename_axis(["symbol", None]),
+            lambda df: df.set_index(["symbol", df.index]),
+            lambda df: df.set_index("symbol", drop=False),
+        ],
+    )
+    def test_symbols_in_the_index_become_series(self, shape):
+        expected = candles.from_dataframe(two_symbols())
+        assert [one.metadata["symbol"] for one in expected] == ["A", "B"]
+        assert candles.from_dataframe(shape(two_symbols())) == expected
+
+    @pytest.mark.parametrize("names", [["date", None], ["date", "asset"], [None, None]])
+    def test_levels_that_may_be_assets_are_refused(self, names):
+        frame = two_symbols().set_index(["date", "symbol"]).rename_axis(names)
+        with pytest.raises(ValueError, match="call that of the assets 'symbol'"):
+            candles.from_dataframe(frame)
+
+    def test_dates_and_times_in_the_index_are_joined(self):
+        frame = candle_frame(20)
+        texts = [frame.index.strftime("%Y-%m-%d"), frame.index.strftime("%H:%M")]
+        series = candles.from_dataframe(frame.set_index(texts).rename_axis(["date", "time"]))
+        assert list(candles.timestamps(series)) == list(candle_frame(20).index)
+
+    @pytest.mark.parametrize("name", [None, "date", "when"])
+    def test_a_datetime_index_of_any_name_is_that_of_the_bars(self, name):
+        frame = candle_frame(20)
+        series = candles.from_dataframe(frame.rename_axis(name))
+        assert list(series.time_index) == list(frame.index)
+        assert list(series.components) == COMPONENTS
