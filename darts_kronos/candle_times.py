@@ -26,6 +26,9 @@ _COMPACT = {4: "%Y%m%d%H%M", 6: "%Y%m%d%H%M%S", 9: "%Y%m%d%H%M%S%f"}
 """Digits after those of the date, and what all say together, as in 201911260935. As numbers since
 1970 these would be milliseconds of 1976, and years after 2570."""
 
+_BY_YEAR = r"^\d{4}\D|\D\d{4}[-/.]\d{1,2}[-/.]\d"
+"""Text of which the date begins with the year, so that the month comes second."""
+
 
 def read_timestamps(
     df: pd.DataFrame, time_format: str | None = None, timezone: str | None = None
@@ -145,11 +148,12 @@ def _parse(raw: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
     if len(raw) and numbers.notna().eq(raw.notna()).all():
         return _from_numbers(numbers)
     text = raw.astype(str).str.strip()
-    by_year = bool(text[raw.notna()].str.match(r"\d{4}\D").all())
-    day_first = not by_year and _day_first(text)
+    by_year = bool(text[raw.notna()].str.contains(_BY_YEAR).all())
+    day_first = not by_year and _day_first(raw)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Could not infer format")
+            warnings.filterwarnings("ignore", "Parsing dates in")
             return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), dayfirst=day_first))
     except UserWarning as error:
         raise ValueError(f"{text.iloc[0]!r} is of no known format: say `time_format`.") from error
@@ -161,7 +165,7 @@ def _parse(raw: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
                 UserWarning,
                 stacklevel=4,
             )
-            return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), utc=True))
+            return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), dayfirst=day_first, utc=True))
         if by_year:
             # Spreadsheets leave out the time at midnight.
             return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), format="mixed"))
@@ -198,22 +202,26 @@ def _from_numbers(numbers: pd.Series) -> pd.DatetimeIndex:
     )
 
 
-def _day_first(text: pd.Series) -> bool:
-    """Whether dates such as 26/11/2019 begin with the day.
+def _day_first(raw: pd.Series) -> bool:
+    """Whether dates such as 26/11/2019, wherever they stand in the text, begin with the day.
 
     Raises
     ------
     ValueError
         If all of them could begin with either.
     """
-    parts: Any = text.str.extract(r"^(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}").astype(float)
-    if parts[0].notna().sum() == 0:
-        return False
-    if parts[0].max() > 12:
-        return True
-    if parts[1].max() > 12:
-        return False
-    raise ValueError(
-        f"dates such as {text.iloc[0]!r} may begin with the day or the month: say `time_format`, "
-        "for instance '%d/%m/%Y %H:%M'."
-    )
+    read = {}
+    for day_first in (False, True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Could not infer format")
+            warnings.filterwarnings("ignore", "Parsing dates in")
+            try:
+                read[day_first] = pd.to_datetime(raw.to_numpy(), dayfirst=day_first, utc=True)
+            except (ValueError, UserWarning):
+                continue
+    if len(read) == 2 and not read[False].equals(read[True]):
+        raise ValueError(
+            f"dates such as {raw.iloc[0]!r} may begin with the day or the month: say "
+            "`time_format`, for instance '%d/%m/%Y %H:%M'."
+        )
+    return list(read) == [True]
