@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -27,6 +28,15 @@ _SPLIT_OUTLIER = 12.0
 
 _SHOWN = 5
 
+_SHORT = {"vol": "volume", "amt": "amount"}
+"""Names that columns may have in place of those of a candle, where these are not there."""
+
+_LOOKS_LIKE = {
+    "volume": re.compile(r"vol(?!atil)|amount|amt|turnover"),
+    "amount": re.compile(r"amount|amt|turnover"),
+}
+"""In names of columns that may hold what no column of the name does."""
+
 
 def read_values(df: pd.DataFrame) -> pd.DataFrame:
     """The six components of `df`, in order, as float64; volume and amount filled in if absent.
@@ -36,9 +46,13 @@ def read_values(df: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If a price is missing, a name stands twice, or a column is not numeric.
     """
+    own = {canonical(str(column)) for column in df.columns}
     by_name: dict[str, Any] = {}
     for column in df.columns:
         name = canonical(str(column))
+        long = _SHORT.get(name.strip().lower())
+        if long is not None and long not in own:
+            name = long
         if name in CANDLE:
             if name in by_name:
                 raise ValueError(f"The columns {by_name[name]!r} and {column!r} have one name.")
@@ -50,11 +64,25 @@ def read_values(df: pd.DataFrame) -> pd.DataFrame:
         )
     values = {name: _numbers(df[column], column) for name, column in by_name.items()}
     if "volume" not in values:
+        _warn_of_ignored(df, "volume", "volume and amount are 0")
         values["volume"] = np.zeros(len(df))
         values["amount"] = np.zeros(len(df))
     elif "amount" not in values:
+        _warn_of_ignored(df, "amount", "amount is volume times the mean price")
         values["amount"] = values["volume"] * np.mean([values[name] for name in PRICES], axis=0)
     return pd.DataFrame({name: values[name] for name in CANDLE})
+
+
+def _warn_of_ignored(df: pd.DataFrame, lacking: str, instead: str) -> None:
+    looks_like = _LOOKS_LIKE[lacking]
+    ignored = [repr(column) for column in df.columns if looks_like.search(str(column).lower())]
+    if ignored:
+        warnings.warn(
+            f"The frame has no column {lacking!r}: {instead}, and {', '.join(ignored)} ignored. "
+            f"If it is there under another name, rename it to {lacking!r}.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _numbers(column: pd.Series, name: Any) -> np.ndarray:

@@ -120,9 +120,11 @@ def from_dataframe(
         Columns open, high, low, close and, optional, volume and amount, in any order and case;
         others are ignored. Timestamps are in a column named in ``TIME_COLUMNS`` or in the index:
         datetimes, text such as ``2019/11/26 9:35``, dates such as 20191126, or seconds or
-        milliseconds since 1970. Without volume, volume and amount are 0; without amount, it is
-        volume times the mean of the four prices. With a column ``symbol``, or a level of the index
-        of this name, each symbol's rows become a series of their own.
+        milliseconds since 1970. Where they are missing, ``vol`` is volume and ``amt`` amount.
+        Without volume, volume and amount are 0; without amount, it is volume times the mean of the
+        four prices; both are warned of where a column such as ``turnover`` is ignored. With a
+        column ``symbol``, or a level of the index of this name, each symbol's rows become a series
+        of their own.
     calendar
         Name of an exchange's calendar, such as "XNYS" or "XHKG" (package ``exchange_calendars``):
         bars to come are made on its sessions. None: they follow the pattern that the bars show.

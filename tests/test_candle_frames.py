@@ -1,5 +1,7 @@
 """Frames of candles in the shapes that users have them in."""
 
+import warnings
+
 import pandas as pd
 import pytest
 from factories import COMPONENTS, candle_frame
@@ -51,3 +53,38 @@ class TestLevelsOfTheIndex:
         series = candles.from_dataframe(frame.rename_axis(name))
         assert list(series.time_index) == list(frame.index)
         assert list(series.components) == COMPONENTS
+
+
+class TestOtherNames:
+    @pytest.mark.parametrize(("volume", "amount"), [("vol", "amt"), (" VOL", "amount")])
+    def test_short_names_of_volume_and_amount_are_known(self, volume, amount):
+        short = candle_frame(20).rename(columns={"volume": volume, "amount": amount})
+        assert candles.from_dataframe(short) == candles.from_dataframe(candle_frame(20))
+
+    def test_full_names_come_first(self):
+        frame = candle_frame(20).assign(vol="none", amt="none")
+        assert candles.from_dataframe(frame) == candles.from_dataframe(candle_frame(20))
+        with pytest.raises(ValueError, match="'vol', 'VOL' have|'vol' and 'VOL' have one name"):
+            candles.from_dataframe(frame.drop(columns="volume").assign(VOL=1.0))
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (
+                {"volume": "Volume USDT", "amount": "Trades"},
+                "no column 'volume': volume and amount are 0, and 'Volume USDT' ignored",
+            ),
+            ({"volume": "Turnover"}, "and 'Turnover', 'amount' ignored"),
+            ({"amount": "turnover"}, "no column 'amount': amount is volume .* 'turnover' ignored"),
+        ],
+    )
+    def test_what_may_be_the_volume_is_not_ignored_silently(self, names, message):
+        with pytest.warns(UserWarning, match=message) as caught:
+            candles.from_dataframe(candle_frame(20).rename(columns=names))
+        assert len(caught) == 1 and caught[0].filename == __file__
+
+    def test_other_columns_are(self):
+        frame = candle_frame(20).drop(columns=["volume", "amount"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            candles.from_dataframe(frame.assign(volatility=1.0, trades=7))
