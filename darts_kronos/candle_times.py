@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from datetime import timezone as timezone_of
+from datetime import tzinfo
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ _BY_YEAR = r"^\d{4}\D|\D\d{4}[-/.]\d{1,2}[-/.]\d"
 
 
 def read_timestamps(
-    df: pd.DataFrame, time_format: str | None = None, timezone: str | None = None
+    df: pd.DataFrame, time_format: str | None = None, *, converted: bool = False
 ) -> pd.DatetimeIndex:
     """Timestamps of the rows of `df`, in its order, with the time zone that they tell.
 
@@ -45,25 +46,65 @@ def read_timestamps(
         which are UTC.
     time_format
         Format of text, as of ``pandas.to_datetime``; None finds it.
-    timezone
-        Zone of timestamps that have none, and to which others are converted.
+    converted
+        Whether :func:`in_zone` then brings them to a zone, so that it is no matter if their offsets
+        from UTC differ.
 
     Raises
     ------
     ValueError
         If there are none, or they cannot be read; the message names the first row.
     """
-    times = parse_timestamps(_raw(df, time_format), time_format)
+    return parse_timestamps(_raw(df, time_format), time_format, converted=converted)
+
+
+def in_zone(times: pd.DatetimeIndex, timezone: str | tzinfo | None) -> pd.DatetimeIndex:
+    """`times` of one asset in `timezone`, or in their own, under a name that brings the zone back.
+
+    Of wall-clock times that clocks have twice, those up to the step back are the first.
+
+    Raises
+    ------
+    ValueError
+        If the zone is unknown or has no name, or `times` have none and the clocks of this one skip
+        one of them, or have it twice and the order does not tell which is meant.
+    """
     if timezone is not None:
         try:
-            times = times.tz_localize(timezone) if times.tz is None else times.tz_convert(timezone)
+            naive = times.tz is None
+            times = _on_clocks_of(times, timezone) if naive else times.tz_convert(timezone)
         except (ValueError, KeyError) as error:
-            # Unknown zones, and wall-clock times that a zone's clock skips or has twice.
-            raise ValueError(f"`timezone={timezone!r}` does not fit: {error}") from error
+            raise ValueError(f"`timezone={str(timezone)!r}` does not fit: {error}") from error
     return _in_named_zone(times)
 
 
-def parse_timestamps(raw: pd.Series, time_format: str | None = None) -> pd.DatetimeIndex:
+def _on_clocks_of(times: pd.DatetimeIndex, timezone: str | tzinfo) -> pd.DatetimeIndex:
+    """Wall-clock times, with the time zone whose clocks they were read from."""
+    found = times.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT")
+    unclear = np.asarray(found.isna())
+    if not unclear.any():
+        return found
+    summer = np.ones(len(times), dtype=bool)
+    skipped = np.asarray(times.tz_localize(timezone, ambiguous=summer, nonexistent="NaT").isna())
+    if not skipped.any():
+        try:
+            found = times.tz_localize(timezone, ambiguous="infer")
+        except Exception:  # Under pandas 2 it is of pytz, and no ValueError.
+            pass
+        # Bars in another order may look as if the hour came twice.
+        if not found.hasnans and found.is_monotonic_increasing:
+            return found
+    row = int(np.argmax(skipped if skipped.any() else unclear))
+    what = "skip" if skipped.any() else "have twice, and the order of the bars does not tell which,"
+    raise ValueError(
+        f"its clocks {what} {times[row]} (row {row}). Give timestamps in UTC, or with their offset "
+        "from it."
+    )
+
+
+def parse_timestamps(
+    raw: pd.Series, time_format: str | None = None, *, converted: bool = False
+) -> pd.DatetimeIndex:
     """Timestamps of a column, in any of the forms that :func:`read_timestamps` takes.
 
     Raises
@@ -72,7 +113,7 @@ def parse_timestamps(raw: pd.Series, time_format: str | None = None) -> pd.Datet
         If one is missing or cannot be read.
     """
     try:
-        times = _parse(raw, time_format)
+        times = _parse(raw, time_format, converted)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"The timestamps cannot be read: {error}") from error
     missing = np.flatnonzero(np.asarray(times.isna()))
@@ -139,7 +180,7 @@ def _raw(df: pd.DataFrame, time_format: str | None) -> pd.Series:
     return df.index.to_series()
 
 
-def _parse(raw: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
+def _parse(raw: pd.Series, time_format: str | None, converted: bool) -> pd.DatetimeIndex:
     if pd.api.types.is_datetime64_any_dtype(raw.dtype):
         return pd.DatetimeIndex(raw)
     if time_format is not None:
@@ -159,12 +200,14 @@ def _parse(raw: pd.Series, time_format: str | None) -> pd.DatetimeIndex:
         raise ValueError(f"{text.iloc[0]!r} is of no known format: say `time_format`.") from error
     except ValueError as error:
         if "utc=True" in str(error):
-            warnings.warn(
-                "The timestamps' offsets from UTC differ, as on both sides of a change of clocks: "
-                "they are kept as UTC. Say `timezone` to have them in the market's own time.",
-                UserWarning,
-                stacklevel=4,
-            )
+            if not converted:
+                warnings.warn(
+                    "The timestamps' offsets from UTC differ, as on both sides of a change of "
+                    "clocks: they are kept as UTC. Say `timezone` to have them in the market's own "
+                    "time.",
+                    UserWarning,
+                    stacklevel=5,
+                )
             return pd.DatetimeIndex(pd.to_datetime(raw.to_numpy(), dayfirst=day_first, utc=True))
         if by_year:
             # Spreadsheets leave out the time at midnight.

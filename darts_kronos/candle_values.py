@@ -114,7 +114,10 @@ def check_times(times: pd.DatetimeIndex) -> None:
 
 
 def check_candles(
-    values: pd.DataFrame, times: pd.DatetimeIndex, on_invalid: OnInvalid
+    values: pd.DataFrame,
+    times: pd.DatetimeIndex,
+    on_invalid: OnInvalid,
+    symbol: str | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Candles that are valid, and which rows they are; what is changed is warned of.
 
@@ -128,6 +131,8 @@ def check_candles(
         "raise" refuses wrong bars. "repair" moves a high to the highest price of its bar and a low
         to the lowest, and a volume or amount that is missing or below 0 to 0; a price that is
         missing or not above 0 cannot be repaired and is refused. "drop" leaves wrong bars out.
+    symbol
+        Of the asset, for warnings.
 
     Returns
     -------
@@ -149,6 +154,8 @@ def check_candles(
     no_volume = ~np.isfinite(volumes).all(axis=1)
     negative = (volumes < 0).any(axis=1)
     no_candle = (bars[:, 1] < highest * (1 - TOLERANCE)) | (bars[:, 2] > lowest * (1 + TOLERANCE))
+    # A price that is wrong by itself is told once.
+    no_candle &= ~(no_price | not_positive)
     wrong = {
         "holds a price that is missing or infinite": no_price,
         "holds a price that is not above 0": not_positive,
@@ -162,9 +169,12 @@ def check_candles(
         if on_invalid == "raise" or (on_invalid == "repair" and beyond_repair):
             _refuse(rows, times, what)
         elif rows.any():
+            of = "" if symbol is None else f"Symbol {symbol!r}, rows counted within it: "
             done = "Repaired" if on_invalid == "repair" else "Dropped"
             warnings.warn(
-                f"{done}: a bar {what}: {_rows_in_words(rows, times)}.", UserWarning, stacklevel=4
+                f"{of}{done}: a bar {what}: {_rows_in_words(rows, times)}.",
+                UserWarning,
+                stacklevel=4,
             )
     if on_invalid == "repair":
         bars = bars.copy()
@@ -178,7 +188,12 @@ def check_candles(
     return pd.DataFrame(bars, columns=values.columns), keep
 
 
-def warn_of_splits(values: pd.DataFrame, times: Sequence[Any] | pd.Index, since: int = 1) -> None:
+def warn_of_splits(
+    values: pd.DataFrame,
+    times: Sequence[Any] | pd.Index,
+    since: int = 1,
+    symbol: str | None = None,
+) -> None:
     """Warn of gaps between bars that look like a split of shares that prices do not account for.
 
     Only gaps into the bar `since` and later ones are told; those before it tell what is usual.
@@ -201,9 +216,10 @@ def warn_of_splits(values: pd.DataFrame, times: Sequence[Any] | pd.Index, since:
         shown = ", ".join(
             f"{np.exp(gaps[row - 1]):.3f} into the bar of {times[row]}" for row in rows[:_SHOWN]
         )
+        of = "" if symbol is None else f"Symbol {symbol!r}: "
         warnings.warn(
-            f"The price changes by a factor of {shown}{_more(rows)}: this looks like a split of "
-            "shares that the prices are not adjusted for.",
+            f"{of}The price changes by a factor of {shown}{_more(rows)}: this looks like a split "
+            "of shares that the prices are not adjusted for.",
             UserWarning,
             stacklevel=4,
         )

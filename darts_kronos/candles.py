@@ -18,6 +18,7 @@ from pandas.tseries.offsets import BusinessHour
 from darts_kronos.candle_times import (
     TIME_COLUMNS,
     column_named,
+    in_zone,
     parse_timestamps,
     read_timestamps,
 )
@@ -129,7 +130,8 @@ def from_dataframe(
         Name of an exchange's calendar, such as "XNYS" or "XHKG" (package ``exchange_calendars``):
         bars to come are made on its sessions. None: they follow the pattern that the bars show.
     timezone
-        Zone of timestamps that have none, and to which others are converted.
+        Zone of timestamps that have none, and to which others are converted. Of an hour that its
+        clocks have twice, the order of the bars tells which is meant.
     time_format
         Format of timestamps that are text, as of ``pandas.to_datetime``; None finds it.
     future_timestamps
@@ -159,9 +161,10 @@ def from_dataframe(
     if df.empty:
         raise ValueError("The frame has no rows.")
     df = _levels_as_columns(df)
-    times = read_timestamps(df, time_format, timezone)
+    times = read_timestamps(df, time_format, converted=timezone is not None)
     values = read_values(df)
     options: dict[str, Any] = {
+        "timezone": timezone,
         "calendar": calendar,
         "future_timestamps": future_timestamps,
         "on_invalid": on_invalid,
@@ -177,7 +180,7 @@ def from_dataframe(
     series = []
     for symbol, rows in df.groupby(symbols.to_numpy(), sort=False).indices.items():
         try:
-            one = _series(values.iloc[rows], times[rows], **options)
+            one = _series(values.iloc[rows], times[rows], symbol=str(symbol), **options)
         except ValueError as error:
             raise ValueError(f"Symbol {symbol!r}, rows counted within it: {error}") from error
         series.append(one.with_metadata({**(one.metadata or {}), SYMBOL: str(symbol)}))
@@ -216,18 +219,21 @@ def _series(
     values: pd.DataFrame,
     times: pd.DatetimeIndex,
     *,
+    symbol: str | None = None,
+    timezone: str | None,
     calendar: str | None,
     future_timestamps: Sequence[Any] | pd.DatetimeIndex | None,
     on_invalid: OnInvalid,
     sort: bool,
 ) -> TimeSeries:
+    times = in_zone(times, timezone)
     if sort:
         order = np.argsort(times.asi8, kind="stable")
         values, times = values.iloc[order], times[order]
     check_times(times)
-    values, kept = check_candles(values, times, on_invalid)
+    values, kept = check_candles(values, times, on_invalid, symbol)
     times = times[kept]
-    warn_of_splits(values, times)
+    warn_of_splits(values, times, symbol=symbol)
     metadata = {}
     index: pd.Index
     freq = None if calendar or future_timestamps is not None else _regular_freq(times)
@@ -258,12 +264,10 @@ def _planned(
 ) -> pd.DatetimeIndex:
     """Planned timestamps, in the time zone of the bars."""
     try:
-        planned = parse_timestamps(pd.Series(future_timestamps))
+        planned = parse_timestamps(pd.Series(future_timestamps), converted=times.tz is not None)
+        return planned if times.tz is None else in_zone(planned, times.tz)
     except ValueError as error:
         raise ValueError(f"`future_timestamps`: {error}") from error
-    if times.tz is None:
-        return planned
-    return planned.tz_localize(times.tz) if planned.tz is None else planned.tz_convert(times.tz)
 
 
 def _regular_freq(times: pd.DatetimeIndex) -> str | None:
@@ -390,7 +394,8 @@ def _warn_of_split_between(series: TimeSeries, bar: np.ndarray, time: pd.Timesta
         tail = series[-_SPLIT_CONTEXT:]
         names = [canonical(name) for name in tail.components]
         frame = pd.DataFrame(np.vstack((tail.values(copy=False), bar[:, 0])), columns=names)
-        warn_of_splits(frame, [None] * len(tail) + [time], since=len(tail))
+        symbol = (series.metadata or {}).get(SYMBOL)
+        warn_of_splits(frame, [None] * len(tail) + [time], since=len(tail), symbol=symbol)
 
 
 def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:

@@ -88,3 +88,33 @@ class TestOtherNames:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             candles.from_dataframe(frame.assign(volatility=1.0, trades=7))
+
+
+class TestWarningsNameTheSymbol:
+    def frame(self, column, value):
+        frame = two_symbols()
+        frame.loc[frame.index[frame["symbol"] == "B"][5], column] = value
+        return frame
+
+    @pytest.mark.parametrize(
+        ("on_invalid", "column", "value", "message"),
+        [
+            ("repair", "high", 1.0, "Repaired: a bar is no candle"),
+            ("drop", "close", 0.0, "Dropped: a bar holds a price that is not above 0"),
+            ("drop", "close", float("inf"), "Dropped: a bar holds a price that is missing or inf"),
+        ],
+    )
+    def test_of_bars_that_are_wrong_once(self, on_invalid, column, value, message):
+        message = f"Symbol 'B', rows counted within it: {message}.*: row 5 "
+        with pytest.warns(UserWarning, match=message) as caught:
+            candles.from_dataframe(self.frame(column, value), on_invalid=on_invalid)
+        assert len(caught) == 1 and caught[0].filename == __file__
+
+    def test_of_splits(self):
+        frame = two_symbols()
+        frame.loc[(frame.index >= 20) & (frame["symbol"] == "B"), COMPONENTS[:4]] /= 2
+        with pytest.warns(UserWarning, match="Symbol 'B': The price changes"):
+            series = candles.from_dataframe(frame)
+        new = candle_frame(30)[20:] * 5
+        with pytest.warns(UserWarning, match="Symbol 'A': The price changes"):
+            candles.append(series[0], new)
