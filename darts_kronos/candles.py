@@ -30,7 +30,7 @@ from darts_kronos.candle_values import (
     read_values,
     warn_of_splits,
 )
-from darts_kronos.components import CANDLE, canonical, has_prices
+from darts_kronos.components import CANDLE, PRICES, canonical, has_prices
 from darts_kronos.trading_calendar import (
     CALENDAR,
     ZONE,
@@ -67,7 +67,8 @@ def read_csv(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[Time
     Parameters
     ----------
     path
-        The file; see :func:`from_dataframe` for what it holds.
+        The file, in UTF-8, with commas, semicolons or tabs between columns and points in numbers;
+        see :func:`from_dataframe` for what it holds.
     **kwargs
         See :func:`from_dataframe`.
 
@@ -76,11 +77,39 @@ def read_csv(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[Time
     >>> from darts_kronos import candles
     >>> series = candles.read_csv("HK_09988_5min.csv", calendar="XHKG")
     """
-    symbol = column_named(pd.read_csv(path, nrows=0), SYMBOL)
-    # Symbols are text: 00700 keeps its zeros, and NA is a company.
-    converters = None if symbol is None else {symbol: str.strip}
-    df = pd.read_csv(path, converters=converters, float_precision="round_trip")
+    try:
+        df = _csv(path)
+    except UnicodeDecodeError as error:
+        utf_16 = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+        encoding = "utf-16" if utf_16 else "gbk"
+        raise ValueError(
+            f"The file is not in UTF-8 but, it seems, in {encoding.upper()} or another encoding: "
+            f"save it as UTF-8, or read it with `pandas.read_csv(path, encoding={encoding!r})` and "
+            "`candles.from_dataframe`."
+        ) from error
     return from_dataframe(df, **kwargs)
+
+
+def _csv(path: str | PathLike[str]) -> pd.DataFrame:
+    """The frame of a CSV file, its symbols as text, separated by commas, semicolons or tabs."""
+    header, separator = pd.read_csv(path, nrows=0), ","
+    if len(header.columns) == 1:
+        separator = next((one for one in ";\t" if one in header.columns[0]), ",")
+        header = pd.read_csv(path, nrows=0, sep=separator)
+    symbol = column_named(header, SYMBOL)
+    options: dict[str, Any] = {
+        "sep": separator,
+        # Symbols are text: 00700 keeps its zeros, and NA is a company.
+        "converters": None if symbol is None else {symbol: str.strip},
+        "float_precision": "round_trip",
+    }
+    df = pd.read_csv(path, **options)
+    last = df.iloc[:, -1]
+    if not isinstance(df.index, pd.RangeIndex) and (last.isna() | (last == "")).all():
+        # Rows end with a separator, the header does not: pandas takes the first column for the
+        # index, and an empty one for the last.
+        df = pd.read_csv(path, index_col=False, **options)
+    return df
 
 
 def read_parquet(path: str | PathLike[str], **kwargs: Any) -> TimeSeries | list[TimeSeries]:
@@ -125,7 +154,8 @@ def from_dataframe(
         Without volume, volume and amount are 0; without amount, it is volume times the mean of the
         four prices; both are warned of where a column such as ``turnover`` is ignored. With a
         column ``symbol``, or a level of the index of this name, each symbol's rows become a series
-        of their own.
+        of their own. Of columns with two levels, such as yfinance has, one may name the asset, if
+        it is one.
     calendar
         Name of an exchange's calendar, such as "XNYS" or "XHKG" (package ``exchange_calendars``):
         bars to come are made on its sessions. None: they follow the pattern that the bars show.
@@ -160,7 +190,7 @@ def from_dataframe(
     """
     if df.empty:
         raise ValueError("The frame has no rows.")
-    df = _levels_as_columns(df)
+    df = _levels_as_columns(_with_one_header(df))
     times = read_timestamps(df, time_format, converted=timezone is not None)
     values = read_values(df)
     options: dict[str, Any] = {
@@ -185,6 +215,35 @@ def from_dataframe(
             raise ValueError(f"Symbol {symbol!r}, rows counted within it: {error}") from error
         series.append(one.with_metadata({**(one.metadata or {}), SYMBOL: str(symbol)}))
     return series
+
+
+def _with_one_header(df: pd.DataFrame) -> pd.DataFrame:
+    """`df` with columns of one level, where the other names the one asset that all are of.
+
+    Raises
+    ------
+    ValueError
+        If there are several assets, or more levels.
+    """
+    columns = df.columns
+    if columns.nlevels == 1:
+        return df
+    levels = [columns.get_level_values(level) for level in range(columns.nlevels)]
+    candle = [has_prices(map(str, names)) for names in levels]
+    if len(levels) > 2 or True not in candle:
+        raise ValueError(
+            f"The columns have {len(levels)} levels, {list(columns.names)}: give them one, with "
+            f"{', '.join(PRICES)}."
+        )
+    of_assets = 1 - candle.index(True)
+    # What was a level of the index has no asset.
+    assets = [name for name in levels[of_assets].unique() if name != ""]
+    if len(assets) > 1:
+        raise ValueError(
+            f"The columns have two levels, one of {len(assets)} assets: pick one of them, as with "
+            f"`df.xs({assets[0]!r}, axis=1, level={of_assets})`."
+        )
+    return df.set_axis(levels[1 - of_assets], axis=1)
 
 
 def _levels_as_columns(df: pd.DataFrame) -> pd.DataFrame:
@@ -400,8 +459,7 @@ def _warn_of_split_between(series: TimeSeries, bar: np.ndarray, time: pd.Timesta
 
 def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:
     zone = (series.metadata or {}).get(ZONE)
-    if (times.tz is None) != (zone is None):
-        raise ValueError(f"The new bars have the time zone {times.tz}, the series {zone}.")
+    _check_zone(times, zone, "series")
     wall = times if zone is None else times.tz_convert(zone).tz_localize(None)
     expected = pd.date_range(series.end_time() + series.freq, periods=len(wall), freq=series.freq)
     differ = np.asarray(wall != expected)
@@ -414,8 +472,18 @@ def _check_regular(series: TimeSeries, times: pd.DatetimeIndex) -> None:
         )
 
 
+def _check_zone(times: pd.DatetimeIndex, zone: str | None, of: str) -> None:
+    if (times.tz is None) != (zone is None):
+        how = "of timestamps without time zone" if zone is None else f"with `timezone={zone!r}`"
+        raise ValueError(
+            f"The new bars have the time zone {times.tz}, the {of} {zone}: read them with "
+            f"candles.from_dataframe first, {how}."
+        )
+
+
 def _extended(calendar: TradingCalendar, start: int, times: pd.DatetimeIndex) -> TradingCalendar:
     """The calendar with new bars, the first of which has the number `start`."""
+    _check_zone(times, calendar.timezone, "calendar")
     if start > calendar.n_known:
         raise ValueError(
             f"The series ends {start - calendar.n_known} bars past its calendar, so that it is "

@@ -50,7 +50,7 @@ def simulate_candles(
     freq
         Frequency of the bars' DatetimeIndex, which says no more than the bars' order.
     seed
-        Of the random numbers; the same seed gives the same candles.
+        Of the random numbers, an integer >= 0; the same seed gives the same candles.
 
     Returns
     -------
@@ -60,11 +60,12 @@ def simulate_candles(
     Raises
     ------
     ValueError
-        If a number is not an integer >= 1 or `market` is unknown.
+        If a number is not an integer or too small, or `market` is unknown.
     """
-    for name, value in {"n_series": n_series, "n_bars": n_bars}.items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}.")
+    least = {"n_series": (n_series, 1), "n_bars": (n_bars, 1), "seed": (seed, 0)}
+    for name, (value, low) in least.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
+            raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}.")
     if market not in ("garch", "stochastic_volatility", "both"):
         raise ValueError(
             f"`market` must be 'garch', 'stochastic_volatility' or 'both', got {market!r}."

@@ -118,3 +118,96 @@ class TestWarningsNameTheSymbol:
         new = candle_frame(30)[20:] * 5
         with pytest.warns(UserWarning, match="Symbol 'A': The price changes"):
             candles.append(series[0], new)
+
+
+class TestFilesOfOtherKinds:
+    @pytest.fixture
+    def text(self):
+        return two_symbols("00700", "NA").to_csv(index=False)
+
+    @pytest.fixture
+    def expected(self):
+        return candles.from_dataframe(two_symbols("00700", "NA"))
+
+    @pytest.mark.parametrize("separator", [";", "\t"])
+    def test_semicolons_and_tabs_separate_columns(self, tmp_path, text, expected, separator):
+        (tmp_path / "one.csv").write_text(text.replace(",", separator))
+        assert candles.read_csv(tmp_path / "one.csv") == expected
+
+    def test_commas_in_numbers_are_refused(self, tmp_path):
+        candle_frame(9).to_csv(tmp_path / "one.csv", sep=";", decimal=",", index_label="date")
+        with pytest.raises(ValueError, match="Column 'open' is not numeric: row 0 holds '99,"):
+            candles.read_csv(tmp_path / "one.csv")
+
+    @pytest.mark.parametrize("separator", [",", ";"])
+    def test_rows_may_end_with_a_separator(self, tmp_path, expected, separator):
+        for columns in (["symbol", "date"], ["date", "symbol"]):
+            frame = two_symbols("00700", "NA")[[columns[0], *COMPONENTS, columns[1]]]
+            text = frame.to_csv(index=False, sep=separator)
+            header, rows = text.split("\n", 1)
+            rows = rows.replace("\n", f"{separator}\n")
+            (tmp_path / "one.csv").write_text(f"{header}\n{rows}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert candles.read_csv(tmp_path / "one.csv") == expected
+
+    def test_rows_may_have_names(self, tmp_path, text, expected):
+        header, *rows = text.splitlines()
+        named = [f"{number},{row}" for number, row in enumerate(rows)]
+        (tmp_path / "one.csv").write_text("\n".join([header, *named]))
+        assert candles.read_csv(tmp_path / "one.csv") == expected
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "gbk"])
+    def test_other_encodings_are_named_with_the_remedy(self, tmp_path, text, expected, encoding):
+        path = tmp_path / "one.csv"
+        path.write_text(text.replace("NA", "\u817e\u8baf"), encoding=encoding)
+        with pytest.raises(ValueError, match=f"not in UTF-8 .*encoding='{encoding}'"):
+            candles.read_csv(path)
+        path.write_text(text, encoding="utf-8-sig")
+        assert candles.read_csv(path) == expected
+
+
+class TestColumnsOfTwoLevels:
+    @pytest.fixture
+    def frames(self):
+        return {name: candle_frame(20, seed) for seed, name in enumerate(["AAPL", "MSFT"])}
+
+    @pytest.mark.parametrize("asset_first", [True, False])
+    @pytest.mark.parametrize("in_index", [True, False])
+    def test_one_asset_is_taken(self, frames, asset_first, in_index):
+        frame = pd.concat({"AAPL": frames["AAPL"].rename(columns=str.title)}, axis=1)
+        frame = frame.rename_axis("Date")
+        frame = frame if asset_first else frame.swaplevel(axis=1)
+        if not in_index:
+            frame = frame.reset_index(col_level=0 if not asset_first else 1)
+        assert candles.from_dataframe(frame) == candles.from_dataframe(frames["AAPL"])
+
+    @pytest.mark.parametrize("level", [0, 1])
+    def test_of_several_one_must_be_picked(self, frames, level):
+        frame = pd.concat(frames, axis=1)
+        frame = frame.swaplevel(axis=1) if level else frame
+        message = rf"of 2 assets: .*`df.xs\('AAPL', axis=1, level={level}\)`"
+        with pytest.raises(ValueError, match=message):
+            candles.from_dataframe(frame)
+        picked = candles.from_dataframe(frame.xs("AAPL", axis=1, level=level))
+        assert picked == candles.from_dataframe(frames["AAPL"])
+
+    def test_other_levels_are_refused(self, frames):
+        for frame in (pd.concat({"a": pd.concat(frames, axis=1)}, axis=1), pd.concat(frames).T):
+            with pytest.raises(ValueError, match="levels, .*give them one, with open, high"):
+                candles.from_dataframe(frame)
+
+
+@pytest.mark.parametrize("freq", ["h", "13h"])
+def test_bars_without_zone_are_appended_once_they_have_one(freq):
+    frame = candle_frame(40, freq=freq)
+    zone = "UTC" if freq == "h" else "America/New_York"
+    series = candles.from_dataframe(frame[:30], timezone=zone)
+    with pytest.raises(
+        ValueError, match=f"read them with candles.from_dataframe.*timezone='{zone}'"
+    ):
+        candles.append(series, frame[30:])
+    longer = candles.append(series, candles.from_dataframe(frame[30:], timezone=zone))
+    assert longer == candles.from_dataframe(frame, timezone=zone)
+    with pytest.raises(ValueError, match="the .* None: .* of timestamps without time zone"):
+        candles.append(candles.from_dataframe(frame[:30]), frame[30:].tz_localize(zone))

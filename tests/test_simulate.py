@@ -65,6 +65,8 @@ def test_a_model_trains_on_them_and_goes_on_with_real_ones():
         ({"n_series": 0}, "`n_series` must be an integer >= 1, got 0"),
         ({"n_bars": 1.5}, "`n_bars` must be an integer"),
         ({"market": "bull"}, "'both', got 'bull'"),
+        ({"seed": -1}, "`seed` must be an integer >= 0, got -1"),
+        ({"seed": None}, "`seed` must be an integer >= 0, got None"),
     ],
 )
 def test_bad_parameters_are_refused(wrong, message):
@@ -107,6 +109,7 @@ class TestPretrain:
             {"epochs": 0},
             {"n_bars": 5},
             {"n_series": 0},
+            {"seed": None},
         ],
     )
     def test_bad_values_are_refused_before_training(self, wrong):
