@@ -31,10 +31,11 @@ def read(data: Data) -> list[TimeSeries]:
     Raises
     ------
     UsageError
-        If there is no file, or one cannot be read as candles; the message names it.
+        If there is no file, one cannot be read as candles, or only some have a time zone; the
+        message names it.
     """
     files = files_of(data)
-    series = []
+    series, origins = [], []
     for file, name in zip(files, _names(files), strict=True):
         for one in read_file(
             file,
@@ -48,7 +49,23 @@ def read(data: Data) -> list[TimeSeries]:
             if len(files) > 1 and SYMBOL not in metadata:
                 one = one.with_metadata({**metadata, SYMBOL: name})
             series.append(one)
+            origins.append(file)
+    _check_zones(series, origins)
     return series
+
+
+def _check_zones(series: Sequence[TimeSeries], origins: Sequence[Path]) -> None:
+    """Refuse series of which some have a time zone: they have no order in time."""
+    first: dict[bool, Path] = {}
+    for one, file in zip(series, origins, strict=True):
+        times = candles.timestamps(one)
+        first.setdefault(times is not None and times.tz is not None, file)
+    if len(first) > 1:
+        raise UsageError(
+            f"{first[False]}: its timestamps have no time zone, but those of {first[True]} have "
+            "one. Say in the config which zone those without one are of (data.timezone), or give "
+            "files of one kind."
+        )
 
 
 def files_of(data: Data) -> list[Path]:

@@ -50,6 +50,14 @@ def fit(file: ConfigFile, force: bool = False) -> None:
     plan = planning.make(config, parts, show_progress=first and sys.stderr.isatty())
     run = RunFolder(config.model_paths)
     sha256 = fingerprint(series)
+    # All that may fail comes before a run that is here is removed.
+    about = {
+        "name": config.experiment.name,
+        "description": config.experiment.description,
+        "seed": config.training.seed,
+        "data": {"path": config.data.data_path, "bars": span(series), "sha256": sha256},
+        **environment(),
+    }
     with starting(file, plan) as plan:
         try:
             KronosModel(**plan.model)
@@ -67,13 +75,6 @@ def fit(file: ConfigFile, force: bool = False) -> None:
                     only_predictor=decision == "predictor",
                     inputs=[*own, *files_of(config.data)],
                 )
-                about = {
-                    "name": config.experiment.name,
-                    "description": config.experiment.description,
-                    "seed": config.training.seed,
-                    "data": {"path": config.data.data_path, "bars": span(series), "sha256": sha256},
-                    **environment(),
-                }
                 run.begin(config, about)
             tell(decision)
         if decision == "nothing":
