@@ -1,7 +1,9 @@
 """Runs and the data they were trained on: what is read, and what a run's own bars forbid."""
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from command_line import kronos, write_candles, write_config
 from factories import candle_frame
@@ -64,3 +66,61 @@ class TestTimeZones:
         monkeypatch.setattr("darts_kronos.cli.fit.environment", fail)
         assert kronos("fit", run, "--force").code == 1
         assert files_of(run.parent) == before
+
+
+class TestBarsThatTheRunHasSeen:
+    def test_other_ratios_do_not_measure_bars_of_the_training(self, run):
+        done = kronos("backtest", run, "--data.train_ratio", 0.3, "--data.test_ratio", 0.5)
+        assert done.code == 2, done.out
+        assert "begins at 2024-02-02 18:00:00, but this run was trained on bars up" in done.err
+        words = ("--data.train_ratio", 0.3, "--data.test_ratio", 0)
+        done = kronos("backtest", run, *words)
+        assert done.code == 2 and "the validation part begins at 2024-02-01" in done.err
+
+    def test_bars_of_the_validation_are_warned_of(self, run):
+        done = kronos("backtest", run, "--data.val_ratio", 0.1, "--data.test_ratio", 0.3)
+        assert done.code == 0 and "the figures flatter it" in done.err, done.err
+        assert "flatter" not in kronos("backtest", run).err
+        assert kronos("backtest", run, "--data.test_ratio", 0).code == 0
+
+    @pytest.mark.parametrize("name", ["candles.csv", "longer.csv"])
+    def test_older_bars_that_were_added_move_no_part_into_the_training(self, run, tmp_path, name):
+        frame = candle_frame(160)
+        older = candle_frame(300, seed=1)
+        older.index = frame.index[0] - pd.to_timedelta(range(300, 0, -1), "h")
+        longer = tmp_path / name
+        pd.concat([older, frame]).to_csv(longer, index_label="timestamps")
+        done = kronos("backtest", run, "--data.data_path", longer)
+        assert done.code == 2 and "trained on bars up to 2024-02-03T09:00:00" in done.err, done.err
+
+    def test_adjusted_prices_of_the_same_file_are_known_by_its_path(self, run):
+        path = run.parent / "candles.csv"
+        kept = path.read_bytes()
+        try:
+            (candle_frame(160) * 2).to_csv(path, index_label="timestamps")
+            done = kronos("backtest", run, "--data.train_ratio", 0.3, "--data.test_ratio", 0.5)
+        finally:
+            path.write_bytes(kept)
+        assert done.code == 2 and "this run was trained on" in done.err
+
+    def test_other_series_and_other_zones_may_be_measured(self, run, tmp_path):
+        other = write_candles(tmp_path / "other.csv", seed=5)
+        words = ("--data.train_ratio", 0.3, "--data.test_ratio", 0.5)
+        done = kronos("backtest", run, "--data.data_path", other, *words)
+        assert done.code == 0, done.err
+        # The same file in a zone is the same by its name.
+        done = kronos("backtest", run, "--data.timezone", "Asia/Tokyo", *words)
+        assert done.code == 2 and "this run was trained on" in done.err
+
+    def test_a_run_of_an_earlier_version_is_measured_unchecked(self, run):
+        about = run.parent / "runs" / "run" / "run.json"
+        kept = about.read_text()
+        noted = json.loads(kept)
+        assert noted["data"].pop("series")[0]["val_until"] == "2024-02-04T17:00:00"
+        try:
+            about.write_text(json.dumps(noted))
+            done = kronos("backtest", run)
+        finally:
+            about.write_text(kept)
+        assert done.code == 0 and "is not checked" in done.out
+        assert "is not checked" not in kronos("backtest", run).out

@@ -17,6 +17,7 @@ from darts_kronos.cli.errors import UsageError
 from darts_kronos.cli.files import written
 from darts_kronos.cli.fitted import load
 from darts_kronos.cli.run_folder import RunFolder
+from darts_kronos.cli.seen import check_unseen, times_of
 
 METRICS = {
     "crps": "CRPS of the sample paths, in the component's units; lower is better",
@@ -53,7 +54,7 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If there is no fitted model, or no part to backtest on.
+        If there is no fitted model, no part to backtest on, or its run was trained on that.
     """
     config = file.config
     num_samples, asked_in = config.sampling.num_samples, "sampling.num_samples"
@@ -73,6 +74,9 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             f"--component: there is no {arguments.component!r}; there are "
             f"{', '.join(held_out[0].components)}."
         )
+    folder = RunFolder(config.model_paths)
+    firsts = [pd.Timestamp(times_of(one)[context]) for one in held_out]
+    check_unseen(folder, parts, firsts, name, config.data)
     found: list[list[TimeSeries]] = model.historical_forecasts(
         held_out,
         start=context,
@@ -101,7 +105,7 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
     )
     say(table.to_string(float_format="{:.4f}".format))
     say("The random walk draws the context's own returns, without their mean.")
-    target = arguments.out or RunFolder(config.model_paths).path / "backtest.csv"
+    target = arguments.out or folder.path / "backtest.csv"
     with written(target) as unfinished:
         table.to_csv(unfinished, index_label="metric")
     say(f"written: {target}")

@@ -18,6 +18,7 @@ from darts_kronos.cli.keys import Config
 from darts_kronos.cli.processes import hear, is_first, part, tell
 from darts_kronos.cli.report import Advice, StageBar, StageReport
 from darts_kronos.cli.run_folder import RunFolder, environment
+from darts_kronos.cli.seen import seen
 from darts_kronos.cli.sources import sources
 from darts_kronos.cli.weights import give_back, has_predictor, starting
 from darts_kronos.model import KronosModel
@@ -55,7 +56,12 @@ def fit(file: ConfigFile, force: bool = False) -> None:
         "name": config.experiment.name,
         "description": config.experiment.description,
         "seed": config.training.seed,
-        "data": {"path": config.data.data_path, "bars": span(series), "sha256": sha256},
+        "data": {
+            "path": config.data.data_path,
+            "bars": span(series),
+            "sha256": sha256,
+            "series": seen(parts, config.data),
+        },
         **environment(),
     }
     with starting(file, plan) as plan:
