@@ -35,6 +35,12 @@ _SHORTEST = pd.Timedelta(seconds=1)
 _LEAST_DAILY = 0.5
 """Share of sessions that daily bars must have, so as not to be weekly ones."""
 
+_MOST_DAILY = 1.5
+"""Bars of a date that has any, on average, below which there is one bar in a session."""
+
+_LEAST_F1 = 0.1
+"""Agreement of bars with steps within sessions, below which the steps are far finer than they."""
+
 _MOST_MISSING = 0.02
 """Share of bars that may be missing of a market that never closes."""
 
@@ -54,15 +60,6 @@ def bar_step(times: pd.DatetimeIndex) -> pd.Timedelta:
     """The most frequent distance of neighbouring bars; of equally frequent ones the least."""
     distances, counts = np.unique(np.diff(times.as_unit("ns").asi8), return_counts=True)
     return pd.Timedelta(int(distances[np.argmax(counts)]), unit="ns")
-
-
-def _possible_steps(times: pd.DatetimeIndex) -> list[pd.Timedelta]:
-    """What may be the distance of bars within a session: frequent distances, and their divisor."""
-    distances, counts = np.unique(np.diff(times.as_unit("ns").asi8), return_counts=True)
-    frequent = distances[np.argsort(-counts, kind="stable")][:_STEPS_TRIED]
-    tried = dict.fromkeys([*map(int, frequent), int(np.gcd.reduce(distances))])
-    steps = [pd.Timedelta(step, unit="ns") for step in tried]
-    return [step for step in steps if _SHORTEST <= step < DAY]
 
 
 # --- an exchange's calendar --------------------------------------------------------------------
@@ -105,11 +102,15 @@ def _schedule(name: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame
 
 
 class _Fit(NamedTuple):
-    """Slots of bars whose times are of a zone, and how well equal steps explain them."""
+    """Slots of bars whose times are of a zone, and how well equal steps explain them.
+
+    A bar belongs to a slot that is not farther than `reach`.
+    """
 
     slots: Slots | None
     zone: Zone
     even_score: float
+    reach: pd.Timedelta
 
 
 class ExchangeRule:
@@ -156,19 +157,23 @@ class ExchangeRule:
                 f"{', '.join(map(str, tail[-3:]))}, its last sessions "
                 f"{_sessions_in_words(sessions, self.exchange_zone)}."
             )
-        self.slots, self.bars_zone = best.slots, best.zone
+        self.slots, self.bars_zone, self.reach = best.slots, best.zone, best.reach
 
     def _fit(self, tail: pd.DatetimeIndex, zone: Zone, sessions: pd.DataFrame) -> _Fit:
         """The slots that explain the bars best, if their times are of `zone`."""
         bars = self._in_utc(tail, zone)
-        # Weekly bars are apart by hours, too, where clocks change: these are no steps of theirs.
-        steps = _possible_steps(bars) if len(bars) > 1 and bar_step(bars) <= DAY else []
+        local = bars.tz_convert(self.exchange_zone).tz_localize(None)
+        # Days are no multiple of a step within them, where clocks or closes change.
+        is_daily = len(bars) < _MOST_DAILY * local.normalize().nunique() or not len(sessions)
+        steps = [] if is_daily else _possible_steps(bars, sessions)
         even = [_even_slots(step, at_end) for step in steps for at_end in (False, True)]
         # Midnight marks a date, in the bars' own zone; other times of day are the exchange's.
         dates = (_time_of_day(bars.tz_convert(zone)) == pd.Timedelta(0)).all()
         zones = (zone, self.exchange_zone) if dates else (self.exchange_zone, zone)
         daily = [_daily_slots(bars, one) for one in zones]
-        seen = [_seen_slots(bars, sessions, self.exchange_zone)] if steps and len(sessions) else []
+        if len(sessions):
+            daily += [_bound_slots(bars, sessions, bound) for bound in ("close", "open")]
+        seen = [_seen_slots(bars, sessions, self.exchange_zone)] if steps else []
         best: Slots | None = None
         score = even_score = 0.0
         for slots in daily + even + seen:
@@ -180,16 +185,22 @@ class ExchangeRule:
             if slots in daily and common < _LEAST_DAILY * len(grid):
                 continue
             f1 = 2 * common / (len(bars) + len(grid))
+            if slots not in daily and f1 < _LEAST_F1:
+                continue
             if f1 > score + 1e-9:
                 best, score = slots, f1
                 even_score = even_score if slots in seen else f1
-        return _Fit(best, zone, even_score)
+        if best is None and is_daily:
+            best = _nearest(daily, bars, sessions)
+        return _Fit(best, zone, even_score, DAY / 2 if best in daily else pd.Timedelta(0))
 
     def off_grid(self, times: pd.DatetimeIndex) -> np.ndarray:
         """Which of `times` are at no bar of a session; booleans of shape (T,)."""
         bars = self._in_utc(times, self.bars_zone)
         grid = self.slots(_schedule(self.name, times[0] - DAY, times[-1] + DAY))
-        return np.asarray(~bars.isin(grid))
+        if not self.reach:
+            return np.asarray(~bars.isin(grid))
+        return _nearest_slot(bars, grid, self.reach) < 0
 
     def following(self, last: pd.Timestamp, count: int) -> pd.DatetimeIndex:
         """The next `count` bars after `last`; fewer if the calendar knows no more."""
@@ -198,7 +209,8 @@ class ExchangeRule:
         while True:
             sessions = _schedule(self.name, start, last + reach)
             grid = self.slots(sessions)
-            coming = grid[grid > after]
+            # A daily bar that was timed early has had its session.
+            coming = grid[grid > after + self.reach]
             if len(coming) >= count or len(sessions) == n_sessions:
                 break
             n_sessions = len(sessions)
@@ -214,13 +226,75 @@ class ExchangeRule:
 
 def _daily_slots(bars: pd.DatetimeIndex, zone: Zone) -> Slots:
     """One bar a session, at one time of day in `zone`, dated as the session."""
-    local = bars.tz_convert(zone).tz_localize(None)
-    time_of_day = (local - local.normalize()).value_counts().index[0]
+    time_of_day = _usual(_time_of_day(bars.tz_convert(zone)))
 
     def slots(sessions: pd.DataFrame) -> pd.DatetimeIndex:
         return _localize(pd.DatetimeIndex(sessions.index + time_of_day), zone).tz_convert("UTC")
 
     return slots
+
+
+def _bound_slots(bars: pd.DatetimeIndex, sessions: pd.DataFrame, bound: str) -> Slots:
+    """One bar a session, at one distance from its open or close, which need not be at one time."""
+    bounds = pd.DatetimeIndex(sessions[bound])
+    distance = _usual(bars - bounds[bounds.get_indexer(bars, method="nearest")])
+
+    def slots(sessions: pd.DataFrame) -> pd.DatetimeIndex:
+        return pd.DatetimeIndex(sessions[bound]) + distance
+
+    return slots
+
+
+def _usual(distances: pd.TimedeltaIndex) -> pd.Timedelta:
+    """The median; if most are equal, what they are."""
+    values = np.sort(distances.as_unit("ns").asi8)
+    return pd.Timedelta(int(values[(len(values) - 1) // 2]), unit="ns")
+
+
+def _nearest(daily: list[Slots], bars: pd.DatetimeIndex, sessions: pd.DataFrame) -> Slots | None:
+    """Of one bar a session, the slots that bars of varying times are nearest to.
+
+    None if the bars are not of sessions of their own, or of too few for daily bars.
+    """
+    best, least = None, np.inf
+    for slots in daily:
+        grid = slots(sessions)
+        at = _nearest_slot(bars, grid, DAY / 2)
+        own = np.unique(at[at >= 0])
+        if len(own) < LEAST_ON_GRID * len(bars) or len(own) < _LEAST_DAILY * (own[-1] - own[0] + 1):
+            continue
+        distances = (bars[at >= 0] - grid[at[at >= 0]]).as_unit("ns").asi8
+        distance = np.abs(distances).mean()
+        if distance < least:
+            best, least = slots, distance
+    return best
+
+
+def _nearest_slot(
+    bars: pd.DatetimeIndex, grid: pd.DatetimeIndex, reach: pd.Timedelta
+) -> np.ndarray:
+    """The slot of each bar, by position, not farther than `reach`; -1 where there is none."""
+    return np.asarray(grid.get_indexer(bars, method="nearest", tolerance=reach))
+
+
+def _possible_steps(bars: pd.DatetimeIndex, sessions: pd.DataFrame) -> list[pd.Timedelta]:
+    """What may be the distance of bars within a session.
+
+    Frequent distances of neighbours and their divisor, and frequent distances from the opening:
+    of long bars the last of a session is a short one, and no neighbours are a whole step apart.
+    """
+    times, opens = bars.as_unit("ns").asi8, _nanoseconds(sessions["open"])
+    at = np.searchsorted(opens, times) - 1
+    divisor = int(np.gcd.reduce(np.diff(times)))
+    tried = [*_frequent(np.diff(times)), divisor, *_frequent((times - opens[at])[at >= 0])]
+    steps = [pd.Timedelta(step, unit="ns") for step in dict.fromkeys(tried)]
+    return [step for step in steps if _SHORTEST <= step < DAY]
+
+
+def _frequent(distances: np.ndarray) -> list[int]:
+    """The most frequent distances; of equally frequent ones the least first."""
+    found, counts = np.unique(distances, return_counts=True)
+    return [int(one) for one in found[np.argsort(-counts, kind="stable")][:_STEPS_TRIED]]
 
 
 def _even_slots(step: pd.Timedelta, at_end: bool) -> Slots:

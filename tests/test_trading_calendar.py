@@ -30,6 +30,11 @@ def session_bars(exchange, start, end, step, inclusive):
     return parts[0].append(parts[1:])
 
 
+def schedule_of(exchange, start, end):
+    calendar = exchange_calendars.get_calendar(exchange, start="2023-01-01", end="2024-12-31")
+    return calendar.schedule.loc[start:end]
+
+
 def check_future(times, known, exchange=None):
     calendar = TradingCalendar(times[:known], exchange)
     numbers = np.arange(len(times))
@@ -193,6 +198,43 @@ class TestFuture:
             calendar.times(np.arange(500, 1400)), after, check_names=False
         )
 
+    def test_illiquid_minutes_stay_minutes(self):
+        rng = np.random.default_rng(0)
+        minutes = session_bars("XNYS", "2025-02-03", "2025-04-30", "1min", "left")
+        known = minutes[np.sort(rng.choice(16_000, 4800, replace=False))]
+        coming = TradingCalendar(known, "XNYS").times(np.arange(4800, 5600))
+        assert list(coming) == list(minutes[minutes > known[-1]][:800])
+
+    @pytest.mark.parametrize("bound", ["open", "close"])
+    def test_daily_bars_may_follow_the_bounds_of_sessions(self, bound):
+        # Sundays close earlier in Tel Aviv.
+        times = pd.DatetimeIndex(schedule_of("XTAE", "2023-06-01", "2024-03-29")[bound])
+        check_future(times, int(times.searchsorted(pd.Timestamp("2024-01-26", tz="UTC"))), "XTAE")
+        local = times.tz_convert("Asia/Jerusalem").tz_localize(None)
+        check_future(local, 150, "XTAE")
+
+    @pytest.mark.parametrize("zone", ["America/New_York", "UTC", None])
+    @pytest.mark.parametrize("within", [90, 20_000])
+    def test_daily_bars_at_the_last_trade_come_once_a_session(self, zone, within, recwarn):
+        closes = pd.DatetimeIndex(schedule_of("XNYS", "2024-06-03", "2024-12-31")["close"])
+        early = np.random.default_rng(0).integers(1, within, len(closes))
+        times = (closes - pd.to_timedelta(early, "s")).tz_convert(zone or "America/New_York")
+        known = int(times.searchsorted(pd.Timestamp("2024-11-22", tz="UTC")))
+        calendar = TradingCalendar((times if zone else times.tz_localize(None))[:known], "XNYS")
+        coming = calendar.times(np.arange(known, len(times)))
+        assert list(coming.date) == list(times[known:].date)
+        calendar.warn_off_sessions()
+        assert not recwarn
+
+    @pytest.mark.parametrize("zone", ["America/New_York", None])
+    def test_the_ends_of_four_hours_are_no_steps_of_utc(self, zone):
+        sessions = schedule_of("XNYS", "2024-07-08", "2024-11-27")
+        times = pd.DatetimeIndex(sessions["open"] + pd.Timedelta("4h"))
+        times = times.append(pd.DatetimeIndex(sessions["close"])).sort_values()
+        times = times.tz_convert("America/New_York")
+        times = times if zone else times.tz_localize(None)
+        check_future(times, int(times.searchsorted(pd.Timestamp("2024-11-01", tz=zone))), "XNYS")
+
     def test_a_session_that_was_made_longer(self):
         times = session_bars("XTKS", "2024-09-02", "2024-12-27", "1h", "left")
         parts = []
@@ -245,6 +287,12 @@ class TestErrors:
     def test_bars_of_another_exchange_are_refused(self):
         with pytest.raises(ValueError, match="do not lie on the sessions of XHKG"):
             TradingCalendar(NEW_YORK[:2000], "XHKG")
+
+    def test_seconds_that_bars_hit_by_chance_are_no_steps(self):
+        seconds = session_bars("XNYS", "2025-02-03", "2025-03-31", "1s", "left")
+        known = np.sort(np.random.default_rng(0).choice(len(seconds), 2000, replace=False))
+        with pytest.raises(ValueError, match="do not lie on the sessions of XNYS"):
+            TradingCalendar(seconds[known], "XNYS")
 
     def test_long_bars_have_no_sessions(self):
         # With a hundred bars clocks have changed in between.

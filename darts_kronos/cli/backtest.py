@@ -75,7 +75,7 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             f"{', '.join(held_out[0].components)}."
         )
     folder = RunFolder(config.model_paths)
-    firsts = [pd.Timestamp(times_of(one)[context]) for one in held_out]
+    firsts = [times_of(one)[int(context)] for one in held_out]
     check_unseen(folder, parts, firsts, name, config.data)
     found: list[list[TimeSeries]] = model.historical_forecasts(
         held_out,
