@@ -1,4 +1,4 @@
-"""Runs and the data they were trained on: what is read, and what a run's own bars forbid."""
+"""The files that are read and written, and the bars that a run has seen."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from factories import candle_frame
 from matplotlib.figure import Figure
 
 from darts_kronos.cli.config_file import ConfigFile
-from darts_kronos.cli.data import read
+from darts_kronos.cli.data import find_files, read
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,43 @@ class TestTimeZones:
         monkeypatch.setattr("darts_kronos.cli.fit.environment", fail)
         assert kronos("fit", run, "--force").code == 1
         assert files_of(run.parent) == before
+
+
+class TestFiles:
+    def test_a_file_that_is_meant_twice_is_read_once(self, tmp_path):
+        for seed, name in enumerate("ba"):
+            write_candles(tmp_path / f"{name}.csv", seed=seed)
+        (tmp_path / "c.csv").symlink_to(tmp_path / "a.csv")
+        paths = ["b.csv", ".", "*.csv", "../" + tmp_path.name + "/a.csv", "b.csv"]
+        found = find_files([str(tmp_path / path) for path in paths])
+        assert [file.name for file in found] == ["b.csv", "a.csv"]
+
+    def test_one_symbol_of_several_files_is_told_apart_by_them(self, tmp_path):
+        for seed, name in enumerate(("2023", "2024")):
+            frame = candle_frame(160, seed).assign(symbol="AAPL")
+            frame.to_csv(tmp_path / f"{name}.csv", index_label="timestamps")
+        other = candle_frame(160, 2).assign(symbol="MSFT")
+        other.to_csv(tmp_path / "other.csv", index_label="timestamps")
+        data = ConfigFile(write_config(tmp_path, data={"data_path": str(tmp_path)})).config.data
+        symbols = [one.metadata["symbol"] for one in read(data)]
+        assert symbols == ["AAPL (2023)", "AAPL (2024)", "MSFT"]
+
+    @pytest.mark.parametrize(
+        ("command", "option"),
+        [("backtest", "--out"), ("forecast", "--out"), ("forecast", "--plot"), ("tune", "--out")],
+    )
+    def test_where_nothing_can_be_written_is_refused_first(self, tmp_path, command, option):
+        config = write_config(tmp_path)
+        ending = ".png" if option == "--plot" else ".csv"
+        (tmp_path / f"folder{ending}").mkdir()
+        for target, message in (
+            (f"folder{ending}", "is a folder"),
+            (f"kronos.yaml/new/file{ending}", "kronos.yaml is a file, and no folder"),
+        ):
+            # No run is here: that would be said next.
+            done = kronos(command, config, option, tmp_path / target)
+            assert done.code == 2 and f"{option}: {tmp_path / target}: " in done.err, done.err
+            assert message in done.err
 
 
 class TestBarsThatTheRunHasSeen:

@@ -14,7 +14,7 @@ from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.console import say
 from darts_kronos.cli.data import Parts, read, split
 from darts_kronos.cli.errors import UsageError
-from darts_kronos.cli.files import written
+from darts_kronos.cli.files import check_target, written
 from darts_kronos.cli.fitted import load
 from darts_kronos.cli.run_folder import RunFolder
 from darts_kronos.cli.seen import check_unseen, times_of
@@ -65,6 +65,8 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} must be at least {least}, got {value}.")
     if config.data.lookback_window < 2:
         raise UsageError("data.lookback_window must be at least 2: the random walk draws returns.")
+    if arguments.out:
+        check_target("--out", arguments.out)
     model = load(file)
     horizon, context = config.data.predict_window, model.input_chunk_length
     parts = split(read(config.data), config.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ ENDINGS = (".csv", ".parquet", ".pq")
 def read(data: Data) -> list[TimeSeries]:
     """All series of the files that a config names.
 
-    Where there are several files, a series without a symbol has the name of its file.
+    Where there are several files, a series without a symbol has the name of its file, and behind a
+    symbol that several files have stands that name too.
 
     Raises
     ------
@@ -35,8 +37,9 @@ def read(data: Data) -> list[TimeSeries]:
         message names it.
     """
     files = files_of(data)
+    names = dict(zip(files, _names(files), strict=True))
     series, origins = [], []
-    for file, name in zip(files, _names(files), strict=True):
+    for file in files:
         for one in read_file(
             file,
             calendar=data.calendar,
@@ -47,11 +50,23 @@ def read(data: Data) -> list[TimeSeries]:
         ):
             metadata = one.metadata or {}
             if len(files) > 1 and SYMBOL not in metadata:
-                one = one.with_metadata({**metadata, SYMBOL: name})
+                one = one.with_metadata({**metadata, SYMBOL: names[file]})
             series.append(one)
             origins.append(file)
     _check_zones(series, origins)
-    return series
+    return _told_apart(series, [names[file] for file in origins])
+
+
+def _told_apart(series: Sequence[TimeSeries], files: Sequence[str]) -> list[TimeSeries]:
+    """Series with the name of their file behind a symbol that others have too."""
+    symbols = [(one.metadata or {}).get(SYMBOL) for one in series]
+    times = Counter(symbols)
+    return [
+        one.with_metadata({**(one.metadata or {}), SYMBOL: f"{symbol} ({file})"})
+        if times[symbol] > 1
+        else one
+        for one, symbol, file in zip(series, symbols, files, strict=True)
+    ]
 
 
 def _check_zones(series: Sequence[TimeSeries], origins: Sequence[Path]) -> None:
@@ -85,7 +100,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """The files that paths, folders and patterns stand for, in order of name.
+    """The files that paths, folders and patterns stand for, in order of name, each once.
 
     Raises
     ------
@@ -105,7 +120,10 @@ def find_files(paths: Sequence[str]) -> list[Path]:
             if not here:
                 raise UsageError(f"{path}: there is no such file or folder of candles.")
         found += here
-    return found
+    first: dict[Path, Path] = {}
+    for file in found:
+        first.setdefault(file.resolve(), file)
+    return list(first.values())
 
 
 def read_file(path: Path, **options: Any) -> list[TimeSeries]:

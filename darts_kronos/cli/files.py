@@ -8,7 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from darts_kronos.cli.errors import UsageError
 from darts_kronos.storage import replacing
+
+
+def check_target(option: str, path: str | Path) -> None:
+    """Refuse a path that nothing could be written to, before the work that is to be written.
+
+    Raises
+    ------
+    UsageError
+        If a folder is there, or what should be its folder is a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{option}: {path}: is a folder; name a file, there or elsewhere.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"{option}: {path}: {there} is a file, and no folder.")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.console import say
 from darts_kronos.cli.data import ENDINGS, label, read
 from darts_kronos.cli.errors import UsageError
-from darts_kronos.cli.files import written
+from darts_kronos.cli.files import check_target, written
 from darts_kronos.cli.fitted import load
 from darts_kronos.components import told_apart
 from darts_kronos.plotting import plot_forecast
@@ -83,6 +83,9 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
         known = sorted(FigureCanvasBase.filetypes)
         if Path(arguments.plot).suffix.lower().lstrip(".") not in known:
             raise UsageError(f"--plot: {arguments.plot}: the ending must be of {', '.join(known)}.")
+    for option, target in {"--out": arguments.out, "--plot": arguments.plot}.items():
+        if target:
+            check_target(option, target)
     model = load(file)
     series = read(data)
     for one in series:

@@ -18,7 +18,7 @@ from darts_kronos.cli.config_file import ConfigFile
 from darts_kronos.cli.console import say, warn
 from darts_kronos.cli.data import read, split
 from darts_kronos.cli.errors import RunError, UsageError
-from darts_kronos.cli.files import write_text
+from darts_kronos.cli.files import check_target, write_text
 from darts_kronos.cli.keys import MODEL_KEYS
 from darts_kronos.cli.plan import Plan, check_trainer, first_of
 from darts_kronos.cli.run_folder import RunFolder
@@ -86,6 +86,8 @@ def run(file: ConfigFile, arguments: argparse.Namespace) -> None:
             f"{asked_in} must be at least 2, got {num_samples}: trials are judged by the CRPS of "
             "their paths."
         )
+    if arguments.out:
+        check_target("--out", arguments.out)
     if not has_predictor(config):
         raise UsageError(
             f"{file.at('experiment', 'train_basemodel')}: experiment.train_basemodel is false, and "
