@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
-from io import BytesIO
 from threading import RLock
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-import torch
 from darts import TimeSeries
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
 from darts_kronos.interrupts import interruptible
 from darts_kronos.module import KronosModule
 from darts_kronos.parameters import refuse_half_precision
-from darts_kronos.storage import make_folder, replacing
+from darts_kronos.storage import make_folder, packed, replacing, unpacked
 from darts_kronos.trainers import saying_what_is_refused, with_checkpoint_io
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -146,10 +144,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         """What pickle keeps: the networks too, which `save` writes to a file of their own."""
         state: dict[str, Any] = super().__getstate__()
         if self.model is not None and not _SAVING.get():
-            # As bytes: a safe loader, such as that of Darts' ensembles, takes no tensors.
-            written = BytesIO()
-            torch.save(self.model.state_dict(), written)
-            state["_networks"] = dict(self.model.hparams), written.getvalue()
+            state["_networks"] = dict(self.model.hparams), packed(self.model.state_dict())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -158,7 +153,7 @@ class StampedTorchModel(MixedCovariatesTorchModel):
         super().__setstate__(state)
         if networks is not None:
             params, written = networks
-            weights = torch.load(BytesIO(written), map_location="cpu", weights_only=True)
+            weights = unpacked(written)
             self.model = KronosModule(**params).to(weights["tokenizer.head.weight"].dtype)
             self.model.load_state_dict(weights)
 

@@ -215,11 +215,11 @@ class KronosInferenceDataset(SequentialTorchInferenceDataset):
         for i, one in enumerate(series):
             # With bounds, forecasts start at `first` to `last`; each needs a context before it.
             first, last = (len(one), len(one)) if bounds is None else bounds[i]
-            first, last = int(first), int(last)
-            first, last = int(first), int(last)
-            # Between contexts that lie apart are bars that nothing reads.
-            apart = range(first, last + 1, stride) if stride > most else None
-            for start, end in [(first, last)] if apart is None else zip(apart, apart, strict=True):
+            spans = [(int(first), int(last))]
+            if stride > most:
+                # Between contexts that lie apart are bars that nothing reads.
+                spans = [(at, at) for at in range(int(first), int(last) + 1, stride)]
+            for start, end in spans:
                 used = slice(max(0, start - most), end)
                 rules.check(i, one, least, "forecast from", used)
         super().__init__(

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from io import BytesIO
 from os import PathLike
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +24,7 @@ from darts_kronos.nn.predictor import KronosPredictor
 from darts_kronos.nn.tokenizer import KronosTokenizer
 from darts_kronos.pretrained import Pretrained, load_pretrained, network_weights
 from darts_kronos.publishing import card_text, not_for_the_original, push, warn_of, write_model
+from darts_kronos.storage import packed, unpacked
 from darts_kronos.trading_calendar import timestamps
 from darts_kronos.two_stages import TwoStageTorchModel
 
@@ -286,18 +286,15 @@ class PretrainedTorchModel(TwoStageTorchModel):
             for name, tensor in pretrained.weights.items()
         ):
             return state | {"_pretrained": without_weights}
-        # As bytes: a safe loader, such as that of Darts' ensembles, takes no tensors.
-        written = BytesIO()
-        torch.save(pretrained.weights, written)
-        return state | {"_pretrained": without_weights, "_start": written.getvalue()}
+        return state | {"_pretrained": without_weights, "_start": packed(pretrained.weights)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read what was saved."""
         start = state.pop("_start", None)
         super().__setstate__(state)
         if start is not None:
-            weights = torch.load(BytesIO(start), map_location="cpu", weights_only=True)
-            self._pretrained = Pretrained(**{**vars(self._pretrained), "weights": weights})
+            own = {**vars(self._pretrained), "weights": unpacked(start)}
+            self._pretrained = Pretrained(**own)
 
 
 # Darts loads no classes from outside its own package unless they are registered.

@@ -10,6 +10,7 @@ import pandas as pd
 from darts import TimeSeries
 
 from darts_kronos.components import CANDLE
+from darts_kronos.parameters import require_int
 
 if TYPE_CHECKING:
     from darts_kronos.model import KronosModel
@@ -62,10 +63,9 @@ def simulate_candles(
     ValueError
         If a number is not an integer or too small, or `market` is unknown.
     """
-    least = {"n_series": (n_series, 1), "n_bars": (n_bars, 1), "seed": (seed, 0)}
-    for name, (value, low) in least.items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
-            raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}.")
+    require_int("n_series", n_series, 1)
+    require_int("n_bars", n_bars, 1)
+    require_int("seed", seed, 0)
     if market not in ("garch", "stochastic_volatility", "both"):
         raise ValueError(
             f"`market` must be 'garch', 'stochastic_volatility' or 'both', got {market!r}."

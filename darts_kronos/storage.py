@@ -6,12 +6,15 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import glob
+from io import BytesIO
 from zipfile import BadZipFile
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 LOCK_FILE = ".training.lock"
 """Locked in a model's folder while it is trained; the system lets go of it when a process dies."""
@@ -117,6 +120,19 @@ def replacing(path: str) -> Iterator[str]:
             os.replace(os.path.join(aside, written), os.path.join(folder, written))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def packed(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights as bytes: a safe loader, such as that of Darts' ensembles, takes no tensors."""
+    written = BytesIO()
+    torch.save(weights, written)
+    return written.getvalue()
+
+
+def unpacked(written: bytes) -> dict[str, Tensor]:
+    """The weights that :func:`packed` wrote, on the CPU."""
+    weights: dict[str, Tensor] = torch.load(BytesIO(written), map_location="cpu", weights_only=True)
+    return weights
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from darts_kronos.training import listed
+
 ANYWHERE = ("auto", "cpu")
 """Accelerators that every machine has."""
 
@@ -35,7 +37,7 @@ class CheckpointsOfAnyDevice(_DartsCheckpointIO):
 
 def with_checkpoint_io(plugins: Any) -> list[Any]:
     """A trainer's plugins, with one that reads checkpoints if there is none."""
-    given = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins] if plugins else []
+    given = listed(plugins)
     if not any(isinstance(one, CheckpointIO) for one in given):
         given.append(CheckpointsOfAnyDevice())
     return given

@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -28,6 +28,8 @@ from torch import Tensor, distributed, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from torchmetrics import Metric
+
+T = TypeVar("T")
 
 logger = get_logger(__name__)
 
@@ -408,11 +410,11 @@ def forget_earlier_runs(trainer: pl.Trainer) -> None:
             one.best_score = worst if one.monitor_op == torch.lt else -worst
 
 
-def listed(callbacks: pl.Callback | Sequence[pl.Callback] | None) -> list[pl.Callback]:
-    """A trainer's `callbacks`, one, several or none, as a list of its own."""
-    if callbacks is None:
+def listed(given: T | Sequence[T] | None) -> list[T]:
+    """A trainer's callbacks or plugins, one, several or none, as a list of its own."""
+    if given is None:
         return []
-    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    return list(given) if isinstance(given, Sequence) else [given]
 
 
 @contextmanager
