@@ -22,7 +22,7 @@ from evaluation.baselines import BASELINES, ORACLE, told_volatility
 from evaluation.data import HORIZON, POOLS, PRICES, Pool, load, windows
 from evaluation.har import NAME as HAR
 from evaluation.har import HarWalk
-from evaluation.learned import CONFIGS, Candidate, Fitted, views
+from evaluation.learned import CONFIGS, Candidate, Fitted, configs, views
 from evaluation.measures import POSITIONS, Scores, score
 from evaluation.quiet import quiet
 from evaluation.store import RESULTS, Store
@@ -126,15 +126,14 @@ def tune(
     model: str,
     budget: int,
     most_epochs: int,
-    without: str | None = None,
+    quick: bool,
 ) -> tuple[Candidate, dict[str, float]]:
     """The candidate of a model with the least validation CRPS, and that of each by its name.
 
-    The first configuration is tried in each view of the bars but one that is left out (`without`),
-    the others in the best one.
+    The first configuration is tried in each view of the bars, the others in the best one.
     """
-    first, *others = CONFIGS[model][:budget]
-    seen = [Candidate(model, view, first) for view in views(model) if view != without]
+    first, *others = configs(model, budget, quick)
+    seen = [Candidate(model, view, first) for view in views(model, quick)]
     losses = validation_crps(store, fits, pool, seen, most_epochs)
     best = min(seen, key=lambda one: losses[one.name])
     further = [Candidate(model, best.view, config) for config in others]
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one seed, two pools, one configuration, no scaled prices",
+        help="one seed, two pools, one configuration, fewer views of the bars, less pretraining",
     )
     parser.add_argument("--pools", nargs="+", choices=POOLS, help="only these pools")
     parser.add_argument("--models", nargs="+", choices=CONFIGS, default=list(CONFIGS))
@@ -175,8 +174,7 @@ def main() -> None:
     quiet()
 
     store = Store(out / "parts")
-    # By prices the baselines are so much worse that a quick run can do without.
-    most_epochs, without = (6, "prices") if arguments.quick else (20, None)
+    most_epochs = 6 if arguments.quick else 20
     tuned: dict[str, dict[str, dict[str, float]]] = {}
     results: report.Results = {}
     for name in pools:
@@ -185,7 +183,7 @@ def main() -> None:
         chosen, tuned[name] = {}, {}
         for model in arguments.models:
             chosen[model], tuned[name][model] = tune(
-                store, fits, pool, model, budget, most_epochs, without
+                store, fits, pool, model, budget, most_epochs, arguments.quick
             )
         if not arguments.tune:
             results[name] = {walk: [run_baseline(pool, walk)] for walk in (*BASELINES, HAR, ORACLE)}

@@ -306,7 +306,7 @@ def _series(
             planned = _planned(future_timestamps, times)
         clock = TradingCalendar(times, calendar, planned)
         if calendar is not None:
-            clock.warn_off_sessions()
+            clock.warn_off_sessions(symbol)
         index = pd.RangeIndex(len(times))
         metadata[CALENDAR] = clock.to_json()
     return TimeSeries(

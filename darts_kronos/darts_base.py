@@ -48,6 +48,19 @@ def _documented_as(method: Callable[..., Any]) -> Callable[[Method], Method]:
     return cast(Callable[[Method], Method], wraps(method))
 
 
+def refuse_no_series(**given: object) -> None:
+    """Refuse sequences of series that hold none; None, and single series, pass.
+
+    Raises
+    ------
+    ValueError
+        With the argument's name.
+    """
+    for name, series in given.items():
+        if isinstance(series, Sequence) and not len(series):
+            raise ValueError(f"`{name}` is empty: give one series, or a sequence of some.")
+
+
 @contextmanager
 def in_turn() -> Iterator[None]:
     """Forecast while no other thread of this process does."""
@@ -122,10 +135,17 @@ class StampedTorchModel(MixedCovariatesTorchModel):
             self.trainer_params = given
 
     @_documented_as(MixedCovariatesTorchModel.predict)
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, n: int, series: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Forecast as Darts does; the threads of a process take turns."""
+        refuse_no_series(series=series)
         with in_turn():
-            return super().predict(*args, **kwargs)
+            return super().predict(n, series, *args, **kwargs)
+
+    @_documented_as(MixedCovariatesTorchModel.historical_forecasts)
+    def historical_forecasts(self, series: Any, *args: Any, **kwargs: Any) -> Any:
+        """Forecast as Darts does."""
+        refuse_no_series(series=series)
+        return super().historical_forecasts(series, *args, **kwargs)
 
     def predict_from_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """Forecast as Darts does; `predict` and backtests come here, too.

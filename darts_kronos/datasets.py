@@ -160,7 +160,10 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
         return ceil((len(series) - self.size_of_both_chunks + 1) / self.stride)
 
     def _check_weights(self) -> None:
-        for i, weights in enumerate(self.sample_weight or ()):
+        if not self.sample_weight:
+            return
+        something_counts = False
+        for i, weights in enumerate(self.sample_weight):
             values = weights.values(copy=False)
             if not np.isfinite(values).all() or (values < 0).any():
                 raise ValueError(
@@ -177,6 +180,9 @@ class KronosTrainingDataset(SequentialTorchTrainingDataset):
                     f"`sample_weight` {i} must cover the horizons of all windows, {first} to "
                     f"{series.end_time()}; it starts at {weights.start_time()}."
                 )
+            something_counts |= bool(weights.slice(first, series.end_time()).values().any())
+        if not something_counts:
+            raise ValueError("`sample_weight` is 0 in the horizons of all windows: nothing counts.")
 
 
 class KronosInferenceDataset(SequentialTorchInferenceDataset):

@@ -25,6 +25,7 @@ from darts.utils.ts_utils import series2seq
 
 from darts_kronos.adjustable_model import AdjustableTorchModel
 from darts_kronos.calibration import calibrate
+from darts_kronos.darts_base import refuse_no_series
 from darts_kronos.datasets import (
     KronosInferenceDataset,
     KronosTrainingDataset,
@@ -340,6 +341,7 @@ class KronosModel(AdjustableTorchModel):
         ValueError
             Before anything is trained, if the series cannot be trained on; the message says why.
         """
+        refuse_no_series(series=series, val_series=val_series)
         self._retrain_tokenizer = retrain_tokenizer
         try:
             super().fit(

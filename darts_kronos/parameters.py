@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import signature
-from math import ceil, isfinite
+from math import ceil, isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -240,7 +240,10 @@ def tokenizer_epochs(params: Mapping[str, Any], n_windows: int) -> int:
     given: int | None = params["n_epochs_tokenizer"]
     if given is not None:
         return given
-    return _enough(n_windows, params["tokenizer_batch_size"], TOKENIZER_EPOCHS, TOKENIZER_STEPS)
+    trainers = params.get("pl_trainer_kwargs"), params.get("tokenizer_trainer_kwargs")
+    own = {name: value for given in trainers for name, value in (given or {}).items()}
+    step = params["tokenizer_batch_size"] * _batches_in_step(own)
+    return _enough(n_windows, step, TOKENIZER_EPOCHS, TOKENIZER_STEPS)
 
 
 def predictor_epochs(
@@ -250,11 +253,27 @@ def predictor_epochs(
 
     A predictor that was `trained` before needs fewer.
     """
-    if "n_epochs" in params or "max_epochs" in (params.get("pl_trainer_kwargs") or {}):
+    own = params.get("pl_trainer_kwargs") or {}
+    if "n_epochs" in params or "max_epochs" in own:
         return 0
+    step = batch_size * _batches_in_step(own)
     if trained or names_weights(params):
-        return _enough(n_windows, batch_size, TUNING_EPOCHS, TUNING_STEPS)
-    return _enough(n_windows, batch_size, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
+        return _enough(n_windows, step, TUNING_EPOCHS, TUNING_STEPS)
+    return _enough(n_windows, step, PREDICTOR_EPOCHS, PREDICTOR_STEPS)
+
+
+def _batches_in_step(trainer_kwargs: Mapping[str, Any]) -> int:
+    """Batches that a step of the optimiser is made of, as far as a trainer's parameters tell.
+
+    Those that are accumulated, on each device of each node; devices that the trainer is to find
+    are taken for one.
+    """
+    numbers = [
+        len(given) if isinstance(given, (list, tuple)) else given
+        for name in ("accumulate_grad_batches", "devices", "num_nodes")
+        if (given := trainer_kwargs.get(name)) is not None
+    ]
+    return prod(n for n in numbers if isinstance(n, int) and n > 0)
 
 
 def tuning_rate(params: Mapping[str, Any], new_tokens: bool) -> float | None:
@@ -267,8 +286,8 @@ def tuning_rate(params: Mapping[str, Any], new_tokens: bool) -> float | None:
     return (1 if new_tokens else TUNING_RATE) * learning_rates(params)[1]
 
 
-def _enough(n_windows: int, batch_size: int, epochs: int, steps: int) -> int:
-    steps_per_epoch = ceil(n_windows / batch_size)
+def _enough(n_windows: int, windows_in_step: int, epochs: int, steps: int) -> int:
+    steps_per_epoch = ceil(n_windows / windows_in_step)
     return max(epochs, min(MOST_EPOCHS, ceil(steps / steps_per_epoch)))
 
 

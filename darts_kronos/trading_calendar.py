@@ -253,14 +253,15 @@ class TradingCalendar:
         planned = self.planned[self.planned > times[-1]]
         return TradingCalendar(_joined(self.known, times), self.exchange, planned)
 
-    def warn_off_sessions(self) -> None:
-        """Warn of known bars that are not on the sessions of the named exchange."""
+    def warn_off_sessions(self, symbol: str | None = None) -> None:
+        """Warn of known bars, of an asset, that are not on the sessions of the named exchange."""
         assert isinstance(self._rule, ExchangeRule)
         odd = self.known[self._rule.off_grid(self.known)]
         if len(odd):
+            of = "" if symbol is None else f"Symbol {symbol!r}: "
             warnings.warn(
-                f"{len(odd)} of {self.n_known} bars are not on the sessions of {self.exchange}, "
-                f"the first of {odd[0]}; they stay as they are.",
+                f"{of}{len(odd)} of {self.n_known} bars are not on the sessions of "
+                f"{self.exchange}, the first of {odd[0]}; they stay as they are.",
                 UserWarning,
                 stacklevel=4,
             )

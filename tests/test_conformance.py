@@ -372,6 +372,9 @@ class TestSampleWeights:
             "number of components in `sample_weight`": series[["open", "close"]],
             "Invalid `sample_weight` value": "invalid",
             "finite numbers >= 0": series["close"] * -1,
+            "0 in the horizons of all windows": series["close"].with_values(
+                (np.arange(100.0)[:, None] < 24) * 1.0
+            ),
         }
         for message, weights in refused.items():
             model = tiny_model()

@@ -225,3 +225,18 @@ def test_dates_in_the_message_are_those_of_the_series():
     moved = TimeSeries.from_times_and_values(index, one.values(), columns=COMPONENTS)
     with pytest.raises(ValueError, match="'volume' is nan at 107"):
         tiny_model().fit(with_value(moved, np.nan, bar=7, component="volume"))
+
+
+def test_sequences_without_series_are_refused(series, fitted):
+    calls = [
+        lambda: tiny_model().fit([]),
+        lambda: tiny_model().fit(series, val_series=[]),
+        lambda: fitted.predict(3, []),
+        lambda: fitted.predict(n=3, series=[]),
+        lambda: fitted.historical_forecasts([], retrain=False),
+        lambda: fitted.backtest(series=[], retrain=False),
+        lambda: fitted.residuals([], retrain=False),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="series` is empty"):
+            call()

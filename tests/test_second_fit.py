@@ -6,7 +6,7 @@ from factories import candles, tiny_model
 
 from darts_kronos import KronosModel
 from darts_kronos.augmentation import Augmentation
-from darts_kronos.parameters import predictor_epochs
+from darts_kronos.parameters import predictor_epochs, tokenizer_epochs
 
 
 class RateAndSteps(pl.Callback):
@@ -101,6 +101,19 @@ class TestSecondFit:
         assert predictor_epochs(params, 32 * 30, 32, trained=True) == 5
         assert predictor_epochs(params, 32 * 1000, 32, trained=True) == 2
         assert predictor_epochs({"n_epochs": 3}, 960, 32, trained=True) == 0
+
+    def test_steps_of_several_batches_need_more_epochs(self):
+        params = {"size": None, "pl_trainer_kwargs": {"accumulate_grad_batches": 3}}
+        assert predictor_epochs(params, 32 * 30, 32, trained=False) == 30
+        params["pl_trainer_kwargs"] = {"devices": [0, 1], "num_nodes": 2}
+        assert predictor_epochs(params, 32 * 120, 32, trained=False) == 10
+        params["pl_trainer_kwargs"] = {"devices": "auto", "num_nodes": 1}
+        assert predictor_epochs(params, 32 * 30, 32, trained=False) == 10
+        own = {"tokenizer_batch_size": 16, "n_epochs_tokenizer": None}
+        params = {"pl_trainer_kwargs": {"accumulate_grad_batches": 3}, **own}
+        assert tokenizer_epochs(params, 16 * 100) == 15
+        params["tokenizer_trainer_kwargs"] = {"accumulate_grad_batches": 1}
+        assert tokenizer_epochs(params, 16 * 100) == 5
 
 
 def test_what_is_given_for_the_loaders_serves_further_fits():

@@ -347,6 +347,8 @@ class TestErrors:
         )
         with pytest.warns(UserWarning, match="1 of 200 bars are not on the sessions of XNYS"):
             candles.from_dataframe(frame, calendar="XNYS")
+        with pytest.warns(UserWarning, match="Symbol 'ABC': 1 of 200 bars are not on"):
+            candles.from_dataframe(frame.assign(symbol="ABC"), calendar="XNYS")
 
 
 @st.composite

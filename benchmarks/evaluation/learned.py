@@ -87,17 +87,27 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
 }
 """As many for each model: the tuning budget."""
 
+QUICK_KRONOS: dict[str, Any] = {"pretrained": True, "n_series": 16}
+"""The one configuration of a quick run, which has no time for more simulated candles."""
 
-HOW_TO_FIT = ("pretrained", "load_best")
+HOW_TO_FIT = ("pretrained", "n_series", "load_best")
 """Values in a configuration of Kronos that are no parameters of the model: whether it starts from
-simulated candles, and keeps its best epoch."""
+simulated candles, from how many series of them, and whether it keeps its best epoch."""
 
 
-def views(model: str) -> list[str]:
-    """How a model may see bars."""
+def configs(model: str, budget: int, quick: bool) -> list[dict[str, Any]]:
+    """The configurations of a model that are tried."""
+    return [QUICK_KRONOS] if quick and model == "Kronos" else CONFIGS[model][:budget]
+
+
+def views(model: str, quick: bool) -> list[str]:
+    """How a model may see bars; in a quick run Kronos as it does by default.
+
+    By prices the baselines are so much worse that a quick run can do without.
+    """
     if model == "Kronos":
-        return ["mirrored", "as seen"]
-    return ["returns", "prices", "own returns"]
+        return ["mirrored"] if quick else ["mirrored", "as seen"]
+    return ["returns", "own returns"] if quick else ["returns", "prices", "own returns"]
 
 
 class Fitted:
@@ -364,10 +374,13 @@ def _kept(folder: str, key: tuple[Any, ...], train: Callable[[], KronosModel]) -
 def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
     """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     own = _parameters(config)
-    key = ",".join(f"{name}={value}" for name, value in sorted(own.items())), seed
-    return _kept(
-        "pretrained", key, lambda: pretrain(_new_kronos(own, seed), seed=seed, verbose=False)
-    )
+    amount = {name: config[name] for name in ("n_series",) if name in config}
+    key = ",".join(f"{name}={value}" for name, value in sorted((own | amount).items())), seed
+
+    def train() -> KronosModel:
+        return pretrain(_new_kronos(own, seed), seed=seed, verbose=False, **amount)
+
+    return _kept("pretrained", key, train)
 
 
 def _new_kronos(config: dict[str, Any], seed: int) -> KronosModel:
