@@ -257,3 +257,22 @@ def test_forecasts_are_scored_against_their_own_windows():
     true = np.repeat(futures[..., None], 5, axis=-1)
     found = score_all([true], pool, "test")["A"]
     assert found.crps.max() < 1e-12 and found.energy.max() < 1e-9
+
+
+def test_a_quick_run_starts_from_fewer_simulated_candles(tmp_path, monkeypatch):
+    drawn = []
+
+    def pretrain(model, *, n_series=48, **kwargs):
+        drawn.append(n_series)
+        return SimpleNamespace(save=lambda path: None)
+
+    monkeypatch.setattr(learned, "RESULTS", tmp_path)
+    monkeypatch.setattr(learned, "pretrain", pretrain)
+    (quick,), whole = (learned.configs("Kronos", 3, quick) for quick in (True, False))
+    files = [learned._pretrained(config, 0)[0] for config in (quick, whole[0], quick, whole[1])]
+    assert drawn == [16, 48, 48] and len(set(files)) == 3
+    assert learned.views("Kronos", True) == ["mirrored"]
+    assert "prices" not in learned.views("LSTM", True)
+    for model in learned.CONFIGS:
+        assert len(learned.configs(model, 1, True)) == 1
+        assert len(learned.views(model, True)) < len(learned.views(model, False))
