@@ -175,7 +175,8 @@ def _raw(df: pd.DataFrame, time_format: str | None) -> pd.Series:
     if not in_index and not isinstance(df.index, pd.DatetimeIndex):
         raise ValueError(
             f"The frame has no timestamps: neither a column {', '.join(TIME_COLUMNS)} nor a "
-            f"DatetimeIndex; its columns are {list(df.columns)}."
+            f"DatetimeIndex; its columns are {list(df.columns)}. Where one of them holds the bars' "
+            "times, call it 'timestamps'."
         )
     return df.index.to_series()
 

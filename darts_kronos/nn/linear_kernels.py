@@ -54,14 +54,16 @@ def product(x: Array, panels: Array, bias: Array, out: Array) -> None:
         Outputs, (N, O).
     """
     count, inputs, _ = panels.shape
-    zeros = np.zeros(LANES, dtype=np.float32)
-    start, apart = (bias.ctypes.data, LANES) if bias.size > 0 else (zeros.ctypes.data, 0)
+    apart = LANES if bias.size > 0 else 0
+    # An array, and no address: numba frees what is not named any more, such as zeros of which
+    # an address alone is used, and others may write there.
+    start = bias if bias.size > 0 else np.zeros(LANES, dtype=np.float32)
     for r in range(0, len(x), ROWS):
         row = min(r, len(x) - ROWS)  # the last ones may have been written before
         multiply(
             *(x[row].ctypes.data, inputs),
             *(panels.ctypes.data, LANES, inputs * LANES, count),
-            *(start, 0, apart, out[row].ctypes.data, out.shape[1], inputs),
+            *(start.ctypes.data, 0, apart, out[row].ctypes.data, out.shape[1], inputs),
         )
 
 

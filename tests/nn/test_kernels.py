@@ -1,5 +1,9 @@
 """Linear layers of many rows, norms, gates and dropout by compiled kernels against torch's own."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,3 +204,25 @@ class TestGated:
         assert torch.autograd.gradcheck(gated, both)
         with torch.autocast("cpu", torch.bfloat16):
             assert gated(both.bfloat16()).dtype == torch.bfloat16
+
+
+WITHOUT_BIAS = """
+import numpy as np
+from darts_kronos.nn.linear_kernels import LANES, product, turn_weight
+
+rng = np.random.default_rng(0)
+x, weight = (rng.standard_normal((n, 2 * LANES)).astype(np.float32) for n in (40, 4 * LANES))
+panels, out = np.zeros((4, 2 * LANES, LANES), np.float32), np.zeros((40, 4 * LANES), np.float32)
+turn_weight(weight, panels)
+for _ in range(20):
+    product(x, panels, np.empty(0, np.float32), out)
+    np.testing.assert_allclose(out, x @ weight.T, atol=1e-4)
+"""
+
+
+def test_kernels_read_no_memory_that_was_given_back():
+    # As glibc has it, memory that was given back is filled at once.
+    tunables = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "MALLOC_PERTURB_": "85"}
+    run = [sys.executable, "-c", WITHOUT_BIAS]
+    found = subprocess.run(run, env=os.environ | tunables, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
