@@ -96,7 +96,6 @@ class TestTraining:
     def test_a_padded_window_has_the_loss_of_the_unpadded_one(self, variable, series, max_context):
         def loss(model, past, future):
             module = model.model.eval()
-            module.max_context = max_context or 30
             values = [torch.tensor(one.values()[None]) for one in (past, future)]
             stamps = model._window_rules.stamps([series], 0)[0]
             first = series.get_index_at_point(past.start_time())
@@ -114,6 +113,7 @@ class TestTraining:
             )
             logged = {}
             with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, "max_context", max_context or 30)
                 patch.setattr(
                     module.stage_log, "write", lambda *args: logged.update(args[2]), raising=True
                 )
