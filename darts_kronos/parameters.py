@@ -240,9 +240,8 @@ def tokenizer_epochs(params: Mapping[str, Any], n_windows: int) -> int:
     given: int | None = params["n_epochs_tokenizer"]
     if given is not None:
         return given
-    trainers = params.get("pl_trainer_kwargs"), params.get("tokenizer_trainer_kwargs")
-    own = {name: value for given in trainers for name, value in (given or {}).items()}
-    step = params["tokenizer_batch_size"] * _batches_in_step(own)
+    shared, own = params.get("pl_trainer_kwargs"), params.get("tokenizer_trainer_kwargs")
+    step = params["tokenizer_batch_size"] * _batches_in_step((shared or {}) | (own or {}))
     return _enough(n_windows, step, TOKENIZER_EPOCHS, TOKENIZER_STEPS)
 
 

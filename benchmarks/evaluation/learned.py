@@ -374,7 +374,7 @@ def _kept(folder: str, key: tuple[Any, ...], train: Callable[[], KronosModel]) -
 def _pretrained(config: dict[str, Any], seed: int) -> tuple[str, float]:
     """The file of a Kronos pretrained on simulated candles, for all pools, and its seconds."""
     own = _parameters(config)
-    amount = {name: config[name] for name in ("n_series",) if name in config}
+    amount = {"n_series": config["n_series"]} if "n_series" in config else {}
     key = ",".join(f"{name}={value}" for name, value in sorted((own | amount).items())), seed
 
     def train() -> KronosModel:
